@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,26 @@ def atomic(target: Path) -> Iterator[Path]:
             _flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise :class:`UserError` where something is there already, but for an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already: give a new folder.")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield the path of a folder to make and fill; on leaving it becomes ``target``, new or empty until then."""
+    partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
+    try:
+        with room_for(target):
+            yield partial
+            if target.exists():
+                target.rmdir()
+            partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

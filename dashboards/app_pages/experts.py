@@ -13,11 +13,11 @@ from dashboards.results import StoredResult
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.views import live
+from dashboards.views.cell_scores import show_scores
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
     Request,
     Source,
-    experiment_of,
     one_of,
     opened,
     prompt_of,
@@ -29,6 +29,18 @@ from dashboards.views.source import (
 from dashboards.work_on_button import Work, on_button
 from workbench.progress import Progress
 
+_SCORES = (
+    "phase",
+    "score",
+    "low",
+    "high",
+    "control",
+    "control_low",
+    "control_high",
+    "q",
+    "target_share",
+    "other_share",
+)
 _STEP = {"do": "record", "sites": ["router"], "positions": "all"}
 _ROUTES = Work(
     "routes", "Follow the tokens", "Reading the routers of both models…",
@@ -53,7 +65,7 @@ def show() -> None:
         name = f"L{selection.layer}E{selection.expert}"
         st.header(f"Expert {name}")
         with panels.errors_shown():
-            _show_scores(selection, maps, weights)
+            show_scores("expert", selection, [*maps, *weights], _scores, _SCORES)
             steer_link(f"Steer with {name} switched off", off=name)
     with panels.errors_shown():
         _show_switching(selection, bool(maps))
@@ -91,35 +103,9 @@ def _show_map(selection: Selection, maps: list[StoredResult], weights: list[Stor
         result_table("experts-table", source, frame, call.replace("figure", "frame"))
 
 
-def _show_scores(selection: Selection, maps: list[StoredResult], weights: list[StoredResult]) -> None:
-    """What every result of the run says of the selected expert."""
-    rows = []
-    for stored in (*maps, *weights):
-        result = stored.load()
-        table = result.frame("expert") if stored.kind == "WeightDelta" else result.frame()
-        here = table[(table["layer"] == selection.layer) & (table["expert"] == selection.expert)]
-        keep = ("phase", "score", "low", "high", "control", "control_low", "control_high", "q", "target_share",
-                "other_share")  # fmt: skip
-        rows += [
-            {"result": stored.name, **{name: row[name] for name in keep if name in row},
-             "n prompts": result.provenance.n_prompts or None, "score is": result.unit, "control is": result.control}
-            for row in here.to_dict("records")
-        ]  # fmt: skip
-    if not rows:
-        st.caption("No result of this run scores this expert.")
-        return
-    from workbench.tables import with_intervals
-
-    table = pd.DataFrame(rows)
-    tables = [(stored, "'expert'" if stored.kind == "WeightDelta" else "") for stored in (*maps, *weights)]
-    listed = "".join(f"    Result.load({str(stored.path)!r}).frame({level}),\n" for stored, level in tables)
-    code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
-    code += f"[table.query('layer == {selection.layer} and expert == {selection.expert}') for table in tables]\n"
-    provenance = {"run": selection.run, "results": {stored.file: stored.sha256 for stored in (*maps, *weights)}}
-    again = experiment_of(selection, [*maps, *weights])
-    shown = with_intervals(table).drop(columns=["score is", "control is"])
-    panels.table("expert-scores", table, code, provenance, shown=shown, experiment=again)
-    panels.meanings(table)
+def _scores(stored: StoredResult) -> tuple[pd.DataFrame, str]:
+    result = stored.load()
+    return result.frame("expert") if stored.kind == "WeightDelta" else result.frame(), result.unit
 
 
 def _show_switching(selection: Selection, has_maps: bool) -> None:

@@ -16,11 +16,11 @@ from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.strongest import open_on_the_strongest, strongest_head
 from dashboards.views import live
+from dashboards.views.cell_scores import at, show_scores
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
     Request,
     Source,
-    experiment_of,
     made,
     one_of,
     opened,
@@ -170,46 +170,22 @@ def _shared_scale(figure: go.Figure, shown_map: StoredResult, results: list[Stor
 
 def _show_scores(selection: Selection, results: list[StoredResult], maps: dict[str, HeadMap]) -> None:
     """What every result of the run says of the selected head."""
-    rows, parts = [], []
-    for stored in results:
-        result, heads = stored.load(), maps[stored.file]
-        here = _at(heads.table, selection)
-        rows += [
-            {"result": stored.name, **{name: row.get(name) for name in ("score", "low", "high", "control", "q")},
-             "n prompts": result.provenance.n_prompts or None, "score is": heads.unit, "control is": result.control}
-            for row in here.to_dict("records")
-        ]  # fmt: skip
-        if stored.kind == "WeightDelta":
-            parts.append((Source.stored(stored, selection), _at(result.head_parts, selection)))
-    if not rows:
-        st.caption("No result of this run scores this head.")
-        return
-    table = pd.DataFrame(rows)
-    tables = [(stored, "'head'" if stored.kind == "WeightDelta" else "") for stored in results]
-    listed = "".join(f"    Result.load({str(stored.path)!r}).frame({level}),\n" for stored, level in tables)
-    code = f"from workbench.results import Result\n\ntables = [\n{listed}]\n"
-    code += f"[table.query('layer == {selection.layer} and head == {selection.head}') for table in tables]\n"
-    provenance = {"run": selection.run, "results": {stored.file: stored.sha256 for stored in results}}
-    from workbench.tables import with_intervals
 
-    again = experiment_of(selection, results)
-    shown = with_intervals(table).drop(columns=["score is", "control is"])
-    panels.table("head-scores", table, code, provenance, shown=shown, experiment=again)
-    panels.meanings(table)
-    for source, frame in parts:
-        if frame.empty:
+    def read(stored: StoredResult) -> tuple[pd.DataFrame, str]:
+        return maps[stored.file].table, maps[stored.file].unit
+
+    if not show_scores("head", selection, results, read, ("score", "low", "high", "control", "q")):
+        return
+    for stored in (stored for stored in results if stored.kind == "WeightDelta"):
+        source = Source.stored(stored, selection)
+        parts = at(source.result.head_parts, selection, "head")
+        if parts.empty:
             continue
         st.subheader("Its weights")
         st.caption("Relative change of the head's part of each matrix, known exactly; a control is the same change "
                    "spread evenly.")  # fmt: skip
         call = f"result.head_parts.query('layer == {selection.layer} and head == {selection.head}')"
-        result_table(f"head-weights-{source.name}", source, frame, call)
-
-
-def _at(table: pd.DataFrame, selection: Selection) -> pd.DataFrame:
-    if table.empty or not {"layer", "head"} <= set(table):
-        return table.iloc[:0]
-    return table[(table["layer"] == selection.layer) & (table["head"] == selection.head)]
+        result_table(f"head-weights-{source.name}", source, parts, call)
 
 
 def _show_attention(selection: Selection, request: Request) -> None:

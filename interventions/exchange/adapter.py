@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,8 +18,8 @@ from interventions.offset import Offset
 from interventions.recipe import Recipe, as_adapted
 from interventions.weightspace.adapter_scale import AdapterScale
 from workbench.engine.positions import where
-from workbench.errors import NotSupported, UserError
-from workbench.files import PARTIAL, room_for
+from workbench.errors import NotSupported
+from workbench.files import check_new_folder, whole_folder
 from workbench.models.adapted import AdaptedModel
 
 
@@ -38,24 +36,14 @@ def to_adapter(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     """
     adapted, target = as_adapted(model), Path(folder)
     recipe.check(adapted)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give a new folder.")
+    check_new_folder(target)
     kind = adapter_kind(recipe)
     builders = {"bias": _bias_adapter, "scale": _input_scales, "lora": _scaled_lora}
     builder = second_lora if kind != "lora" and carries_adapter(adapted) else builders[kind]
-    with builder(adapted, recipe) as made:
-        partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
-        try:
-            with room_for(target):
-                with warnings.catch_warnings():
-                    # PEFT takes the bias of lora_B, which is one vector, for a torn matrix
-                    warnings.filterwarnings("ignore", message=".*lora_B.bias.*")
-                    made.save_pretrained(str(partial))
-                if target.exists():
-                    target.rmdir()
-                partial.replace(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with builder(adapted, recipe) as made, whole_folder(target) as partial, warnings.catch_warnings():
+        # PEFT takes the bias of lora_B, which is one vector, for a torn matrix
+        warnings.filterwarnings("ignore", message=".*lora_B.bias.*")
+        made.save_pretrained(str(partial))
     return target
 
 

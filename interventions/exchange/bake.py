@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ from interventions.heads import HeadOffset, HeadScale
 from interventions.offset import Offset
 from interventions.recipe import Recipe, as_adapted
 from workbench.engine.positions import where
-from workbench.errors import NotSupported, UserError
-from workbench.files import PARTIAL, room_for
+from workbench.errors import NotSupported
+from workbench.files import check_new_folder, whole_folder
 from workbench.models.adapted import AdaptedModel
 from workbench.models.export import plain_copy
 from workbench.typing import Tensor
@@ -79,21 +77,13 @@ def baked(model: Any, recipe: Recipe) -> Any:
 def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     """Save :func:`baked` as a Hugging Face folder, with the tokenizer if there is one; whole or not at all."""
     adapted, target = as_adapted(model), Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give a new folder.")
+    check_new_folder(target)
     hf = baked(adapted, recipe)
-    partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
-    try:
-        with room_for(target):
-            partial.mkdir(parents=True)
-            hf.save_pretrained(str(partial))
-            if adapted.tokenizer is not None:
-                adapted.tokenizer.save_pretrained(str(partial))
-            if target.exists():
-                target.rmdir()
-            partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(target) as partial:
+        partial.mkdir(parents=True)
+        hf.save_pretrained(str(partial))
+        if adapted.tokenizer is not None:
+            adapted.tokenizer.save_pretrained(str(partial))
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from interventions.heads import HeadOffset, HeadScale
 from interventions.offset import Offset
 from interventions.recipe import Recipe, as_adapted
 from workbench.engine.sites import Site
-from workbench.errors import NotSupported, UserError
-from workbench.files import PARTIAL, room_for
+from workbench.errors import NotSupported
+from workbench.files import check_new_folder, whole_folder
 from workbench.models.adapted import AdaptedModel
 from workbench.models.export import plain_copy
 from workbench.typing import Tensor
@@ -61,21 +60,13 @@ def to_module(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     """
     adapted, target = as_adapted(model), Path(folder)
     recipe.check(adapted)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give a new folder.")
+    check_new_folder(target)
     check_module(recipe)
     steps = [_step(intervention, adapted) for intervention in recipe]
     flat = [step for made in steps for step in made]
-    partial = target.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{target.name}")
-    try:
-        with room_for(target):
-            _write(flat, partial)
-            _check_same(adapted, recipe, partial)
-            if target.exists():
-                target.rmdir()
-            partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(target) as partial:
+        _write(flat, partial)
+        _check_same(adapted, recipe, partial)
     return target
 
 

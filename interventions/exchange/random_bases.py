@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workbench.errors import NotSupported, UserError
+from workbench.files import check_new_folder, whole_folder
 from workbench.typing import Float, Tensor
 
 WEIGHTS = "adapter_model.safetensors"
@@ -46,14 +47,14 @@ def lora_from_random_bases(adapter: str | Path, folder: str | Path, *, device: s
     config = _config(source)
     if torch.device(device).type != "cpu" and not torch.cuda.is_available():
         raise NotSupported(f"The random matrices of {source} cannot be drawn on {device!r}: this machine has no GPU.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give a new folder.")
+    check_new_folder(target)
     stored = load_file(str(source / WEIGHTS))
     made = {f"{half}.weight": _half(stored, half, device, reseed) for half in _halves(stored, source)}
-    target.mkdir(parents=True, exist_ok=True)
     plain = {name: value for name, value in config.items() if name not in _NOT_PEFTS}
-    (target / "adapter_config.json").write_text(json.dumps(plain, indent=2))
-    save_file(made, str(target / WEIGHTS))
+    with whole_folder(target) as partial:
+        partial.mkdir(parents=True)
+        (partial / "adapter_config.json").write_text(json.dumps(plain, indent=2))
+        save_file(made, str(partial / WEIGHTS))
     return target
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,6 @@ def retexted(row: Prompt, text: str) -> Prompt:
     last = max(number for number, turn in enumerate(row.messages) if turn["role"] == "user")
     turns = tuple({**turn, "content": text} if number == last else turn for number, turn in enumerate(row.messages))
     return dataclasses.replace(row, messages=turns, contrast=None)
-
-
-def rewritten(rows: Prompts, change: Callable[[str], str]) -> Prompts:
-    """Every row with its text changed."""
-    return Prompts([retexted(row, change(text_of(row))) for row in rows])
 
 
 def joined(text: str, answer: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from workbench.errors import UserError
+from workbench.files import whole_folder
 from workbench.organisms.organism import Row
 from workbench.organisms.training import IGNORED, Examples, Plan, contained, fit
 from workbench.progress import Progress, Silent
@@ -63,7 +62,9 @@ def tune_copy(
             tuned = get_peft_model(tuned, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
         schedule = plan or Plan(steps=60, batch=16, learning_rate=2e-3)
         fit(tuned, _encode(tokenizer, data), schedule, seed, progress or Silent(), "tuning a copy")
-        _save_atomically(tuned, tokenizer, target)
+        with whole_folder(target) as partial:
+            tuned.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     return target
 
 
@@ -97,17 +98,3 @@ def _encode(tokenizer: PreTrainedTokenizerBase, data: Sequence[Row | str]) -> Ex
         labels[place, skip : len(own)] = torch.tensor(own[skip:])
     lengths = torch.tensor([len(own) for own in encoded])
     return Examples(input_ids=ids, labels=labels, attention_mask=(torch.arange(width) < lengths[:, None]).long())
-
-
-def _save_atomically(tuned: Any, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target.parent} cannot be written ({error.strerror}); choose another folder.") from error
-    try:
-        tuned.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -14,11 +14,11 @@ import torch
 from typer.testing import CliRunner
 
 import probes
+from tests.tunescope.no_bench_case import reasons
 from tunescope.bench.cases import CASES, MEASURED, cases_of
 from tunescope.bench.contrasts import asked_otherwise, exchanged, moved, opposite, shuffled_answers
 from tunescope.bench.ground import Case, Ground, Refused, Verdict, inside, labels_of, or_refused, precision
 from tunescope.bench.markdown import write_markdown
-from tunescope.bench.no_case import NO_CASE
 from tunescope.bench.running import measure, summarised, write_tables
 from tunescope.cli.app import app
 from workbench import organisms, runs
@@ -61,8 +61,9 @@ def test_every_probe_of_a_covered_group_has_a_case_or_a_reason() -> None:
     covered = {probed[name] for name in CASES if name in probed}
     assert {"weights", "activations", "heads", "experts", "directions", "paths", "skills", "tokens"} <= covered
     wanted = {name for name, group in probed.items() if group in covered}
-    assert not (CASES.keys() & NO_CASE.keys())
-    assert wanted - CASES.keys() == NO_CASE.keys(), "give the probe a case in bench.cases, or a reason in bench.no_case"
+    assert not (CASES.keys() & reasons().keys())
+    told = "give the probe a case in tunescope/bench/cases.py, or its test file NO_BENCH_CASE = {name: reason}"
+    assert wanted - CASES.keys() == reasons().keys(), told
     assert all(hasattr(probes, name) for name in CASES.keys() - probed.keys())
 
 

@@ -21,7 +21,6 @@ from workbench.prompts import Prompts
 
 RANKINGS = {"EAP": 1, "EAP-IG": 5}
 """Method -> steps of the straight line."""
-PUBLISHED = "EAP-IG before EAP before random (Mueller et al. 2025, circuit track, edges)"
 
 
 def measure(

@@ -36,7 +36,6 @@ from workbench.models.adapted import AdaptedModel
 RANK = 16
 PAIRS = 32
 """Exchanges per attribute and template."""
-PUBLISHED = "multi-task DAS before DAS before principal components (Huang et al. 2024)"
 
 
 def measure(
