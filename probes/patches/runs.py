@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from probes.patches.cells import HEADS, Cell, Patch
@@ -88,7 +89,7 @@ def output_matrix(model: AdaptedModel, layer: int) -> Float[Tensor, "head d_head
         project = model.hub.module(Site("z", layer)).forward  # not the module: hooks are for the real pass
         units = torch.eye(width, dtype=model.dtype, device=model.device)[None]
         written = project(units) - project(torch.zeros_like(units))
-    return written[0].unflatten(0, (model.n_heads, model.d_head))
+    return rearrange(written, "1 (head d_head) d_model -> head d_head d_model", head=model.n_heads)
 
 
 class TargetRun:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from einops import rearrange
 
 from probes.patches.runs import TargetRun, record
 from probes.paths.places import Head
@@ -91,7 +92,9 @@ class PathRun:
 
         def keep(place: int) -> Callable[[Tensor, ForwardContext], None]:
             def reader(value: Tensor, _ctx: ForwardContext) -> None:
-                by_copy = value[:, 0, reached[place]].unflatten(0, (-1, len(heads) + 1))
+                by_copy = rearrange(
+                    value[:, 0, reached[place]], "(prompt copy) ... -> prompt copy ...", copy=len(heads) + 1
+                )
                 arrived[place] = by_copy - by_copy[:, :1]
 
             return reader

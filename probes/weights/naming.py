@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from einops import rearrange
+
 from workbench.engine.families import FAMILIES, LLAMA, Family
 from workbench.errors import NotSupported
 from workbench.typing import Tensor
@@ -119,13 +121,12 @@ class Layout:
     def split(self, module: str, per_row: Tensor) -> dict[str, Tensor]:
         """Part -> [head, row, ...] views of what has an entry (or row) per output row of a q, k, v weight."""
         shapes = self.head_rows(module, per_row.shape[0])
-        rest = per_row.shape[1:]
         if len(shapes) == 3 and self.family.fused == "per_head":
-            heads, width = shapes["q"]
-            fused = per_row.reshape(heads, 3, width, *rest)
-            return {part: fused[:, i] for i, part in enumerate("qkv")}
+            by_part = rearrange(per_row, "(head part d_head) ... -> part head d_head ...", head=shapes["q"][0], part=3)
+            return dict(zip("qkv", by_part, strict=True))
         parts, start = {}, 0
         for part, (count, width) in shapes.items():
-            parts[part] = per_row[start : start + count * width].reshape(count, width, *rest)
+            rows = per_row[start : start + count * width]
+            parts[part] = rearrange(rows, "(head d_head) ... -> head d_head ...", head=count)
             start += count * width
         return parts

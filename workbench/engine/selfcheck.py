@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -143,8 +144,9 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
         return
     if type(output) not in (nn.Linear, Conv1D) or family.attn_out != family.output or "attn_out" not in at:
         return  # an adapted or quantized projection does not compute from its weight alone; withheld once checked
-    by_head = (weight.T if type(output) is nn.Linear else weight).unflatten(0, (geometry.n_heads, -1))
-    total = torch.einsum("bphd,hdm->bpm", z.float(), by_head.float())
+    rows = weight.T if type(output) is nn.Linear else weight
+    by_head = rearrange(rows, "(head d_head) d_model -> head d_head d_model", head=geometry.n_heads)
+    total = einsum(z.float(), by_head.float(), "batch pos head d_head, head d_head d_model -> batch pos d_model")
     if output.bias is not None:
         total = total + output.bias.float()
     if not _close(total.to(weight.dtype), at["attn_out"]):
