@@ -14,7 +14,7 @@ from tunescope.experiments import steps
 from tunescope.experiments.step_folder import Outcome, metric_rows
 from workbench.behaviour import behaviour_diff
 from workbench.behaviour.dosing import next_token_scores
-from workbench.behaviour.scores import logits_of
+from workbench.behaviour.held_logits import HeldLogits
 from workbench.behaviour.subject import Subject, Work
 from workbench.prompts.encode import readable
 from workbench.stats.bootstrap import mean_interval
@@ -107,7 +107,7 @@ def _out_of_scope(bench: Bench, step: steps.Dose, variants: Mapping[tuple[str, f
     the mean over its stand-ins."""
     rows, inside, side = bench.rows(step.outside), bench.rows(step.prompts), bench.pair.models[step.on]
     work = Work(progress=bench.progress)
-    plain = logits_of(Subject("as it is", side), rows, work)
+    plain = HeldLogits.of(Subject("as it is", side), rows, work)
 
     def moved(recipe: iv.Recipe) -> np.ndarray:
         return next_token_scores(Subject(OUTSIDE, side, recipe), rows, "kl", plain, range(len(rows)), work)

@@ -66,11 +66,12 @@ def logprobs(subject: Subject, prompts: Ids, continuations: Ids, work: Work) -> 
     totals = Logprobs([len(continuation) for continuation in continuations])
     lengths = [len(prompt) + len(other) for prompt, other in zip(prompts, continuations, strict=True)]
     about = fingerprint([subject.name, subject.recipe])
+    few = work.within_bytes(max(map(len, continuations), default=0) + 1, subject.model.vocab_size)
 
     def take(rows: list[int], sums: list[float]) -> None:
         totals.sum_[rows] = sums
 
-    work.each(
+    few.each(
         subject.name, lengths, partial(_sums, subject, prompts, continuations), take, subject.within,
         lambda rows: ["log-probabilities", about, _members(prompts, rows), _members(continuations, rows)],
     )  # fmt: skip
@@ -124,7 +125,7 @@ def kl_per_token(
             values[rows] = new
 
     texts = (prompts, *read, continuations)
-    work.each(
+    work.within_bytes(max(map(len, continuations), default=0) + 1, base.model.vocab_size).each(
         "KL per token", lengths, partial(_divergences, (base, *subjects), (prompts, *read), continuations), take,
         content=lambda rows: ["KL per token", about, [_members(ids, rows) for ids in texts]],
     )  # fmt: skip
@@ -158,7 +159,9 @@ class KLFromModels:
         self, models: Sequence[Subject], prompts: Ids, continuations: Ids, work: Work, held_bytes: int = 512 * 2**20
     ) -> None:
         """``models``: from which the divergence is taken, each as it is (a recipe of its own is applied)."""
-        self.models, self.prompts, self.continuations, self.work = models, prompts, continuations, work
+        self.models, self.prompts, self.continuations = models, prompts, continuations
+        longest = max(map(len, continuations), default=0) + 1
+        self.work = work.within_bytes(longest, max(model.model.vocab_size for model in models))
         for model in models:
             _check_readable(model, prompts, continuations)
         tokens = sum(len(continuation) for continuation in continuations)

@@ -13,10 +13,10 @@ import pandas as pd
 from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.dose_shape import DoseShape, shape_of
 from workbench.behaviour.dosing import Dose, Followed, next_token_scores, over_strengths, text_scores
+from workbench.behaviour.held_logits import HeldLogits
 from workbench.behaviour.metrics import SHARES
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.scorers import Behaviour, Score
-from workbench.behaviour.scores import logits_of
 from workbench.behaviour.subject import Subject, Work
 from workbench.behaviour.texts import TextRule
 from workbench.errors import UserError, unknown_name
@@ -223,7 +223,7 @@ def _side_effect(
         interval = _perplexity
     elif options.out_of_scope is not None:
         texts = Prompts.of(options.out_of_scope)
-        plain = logits_of(Subject("as it is", model), texts, work)
+        plain = HeldLogits.of(Subject("as it is", model), texts, work)
         meaning, each = "KL from the model as it is, out of scope, in nats", lambda swept: over_strengths(
             swept, model, texts, strengths,
             lambda subject, rows, numbers: next_token_scores(subject, rows, "kl", plain, numbers, work),

@@ -11,9 +11,10 @@ import numpy as np
 from workbench.behaviour.continuations import score_continuations, text_logprobs
 from workbench.behaviour.fitted import state_scores
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
+from workbench.behaviour.held_logits import HeldLogits
 from workbench.behaviour.metrics import ANSWER, NEXT_TOKEN, TEXT, check_metrics
 from workbench.behaviour.scorers import Behaviour, read_metrics
-from workbench.behaviour.scores import logits_of, score_answers
+from workbench.behaviour.scores import score_answers
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work, last_logits
 from workbench.behaviour.texts import TextRule, score_texts
 from workbench.errors import UserError
@@ -66,7 +67,7 @@ class Followed:
     refusal: TextRule
     behaviour: Behaviour | None = None
     """What ``metric`` names where it is no built-in metric."""
-    base_logits: Tensor | None = None
+    base_logits: HeldLogits | None = None
     base_replies: list[list[Reply]] | None = None
 
     @classmethod
@@ -78,7 +79,7 @@ class Followed:
         if made.behaviour is None:
             check_metrics([made.metric], DOSED)
         plain = Subject("base", base)
-        logits = logits_of(plain, made.prompts, made.work) if made.metric == "kl" else None
+        logits = HeldLogits.of(plain, made.prompts, made.work) if made.metric == "kl" else None
         generates = made.metric in TEXT or made.behaviour is not None
         replies = generate_replies(plain, made.prompts, made.decoding, made.work) if generates else None
         return cls(**settings, base_logits=logits, base_replies=replies)
@@ -135,7 +136,7 @@ def over_strengths(
 
 
 def next_token_scores(
-    subject: Subject, rows: Prompts, metric: str, reference: Tensor | None, numbers: Sequence[int], work: Work
+    subject: Subject, rows: Prompts, metric: str, reference: HeldLogits | None, numbers: Sequence[int], work: Work
 ) -> Float[np.ndarray, " row"]:
     """A metric of the next token, scored batch by batch; ``reference`` [prompt, vocab] is what ``kl`` compares with."""
     ids = encode(rows, subject.model.tokenizer, subject.model.max_positions)

@@ -11,15 +11,17 @@ import pandas as pd
 from workbench.behaviour.continuations import continuations_of, kl_per_token, score_continuations, text_logprobs
 from workbench.behaviour.fitted import state_scores
 from workbench.behaviour.generation import Reply, generate_replies
-from workbench.behaviour.metrics import ANSWER, CONTINUATION, NEXT_TOKEN, SHARES, TEXT, WHOLE
+from workbench.behaviour.held_logits import HeldLogits
+from workbench.behaviour.metrics import ANSWER, CONTINUATION, NEXT_TOKEN, READ_ANSWERS, SHARES, TEXT, WHOLE
 from workbench.behaviour.options import DiffOptions
-from workbench.behaviour.scored_answers import READ_ANSWERS, ScoredAnswers, scored_answers, whole_scores
+from workbench.behaviour.scored_answers import ScoredAnswers, scored_answers, whole_scores
 from workbench.behaviour.scorers import Behaviour
-from workbench.behaviour.scores import logits_of, score_answers
-from workbench.behaviour.subject import Subject, Work
+from workbench.behaviour.scores import score_rows
+from workbench.behaviour.subject import Subject, Work, last_logits
 from workbench.behaviour.texts import score_texts
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
+from workbench.prompts.answers import answer_tokens
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Tensor
@@ -140,13 +142,30 @@ def _next_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, 
                 _add(measured[variant.name], draw, scores)
         if not metrics:
             return
-    base: Tensor | None = None
-    for variant in compared:
+    base = HeldLogits(len(trial.prompts)) if "kl" in metrics else None
+    for number, variant in enumerate(compared):
         for draw, subject in enumerate(variant.subjects):
-            rows = variant.reads(trial.prompts)
-            logits = logits_of(subject, rows, trial.work)
-            base = logits if base is None else base
-            _add(measured[variant.name], draw, score_answers(logits, rows, subject.model.tokenizer, metrics, base))
+            scores = _scored_batches(subject, variant.reads(trial.prompts), metrics, base, trial.work, number == 0)
+            _add(measured[variant.name], draw, scores)
+
+
+def _scored_batches(
+    subject: Subject, prompts: Prompts, metrics: Sequence[str], base: HeldLogits | None, work: Work, is_base: bool
+) -> pd.DataFrame:
+    """One row per prompt, scored batch by batch beside the base's logits, which the base itself puts into ``base``."""
+    tokenizer = subject.model.tokenizer
+    tokens = answer_tokens(prompts, tokenizer) if set(metrics) & set(READ_ANSWERS) else None
+    parts: list[pd.DataFrame] = []
+
+    def take(rows: list[int], logits: Tensor) -> None:
+        if base is not None and is_base:
+            base.put(rows, logits)
+        beside = None if base is None or is_base else base[rows]
+        own = None if tokens is None else tokens.rows(rows)
+        parts.append(score_rows(logits, own, metrics, beside).set_axis(rows))
+
+    last_logits(subject, encode(prompts, tokenizer, subject.model.max_positions), take, work)
+    return pd.concat(parts).sort_index()
 
 
 def _answers(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:

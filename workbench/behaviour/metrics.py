@@ -19,6 +19,9 @@ NEXT_TOKEN: dict[str, str] = {
 }
 """Read at the last prompt token."""
 
+READ_ANSWERS = ("accuracy", "prob", "logit_diff", "distracted", "brier")
+"""Those of them that read an answer's tokens, the first or all."""
+
 ANSWER: dict[str, str] = {
     "answer_logprob": "log-probability of the whole answer, all its tokens, in nats",
     "answer": "log-probability of the whole answer per token, in nats",

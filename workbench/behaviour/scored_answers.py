@@ -21,8 +21,6 @@ from workbench.prompts.encode import encode
 from workbench.prompts.token_texts import token_texts
 
 MODES = ("auto", "first", "whole")
-READ_ANSWERS = ("accuracy", "prob", "logit_diff", "distracted", "brier")
-"""Metrics that read an answer's tokens, the first or all."""
 
 
 class AnswersAgreeWarning(UserWarning):

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.behaviour.metrics import NEXT_TOKEN, check_metrics
+from workbench.behaviour.metrics import NEXT_TOKEN, READ_ANSWERS, check_metrics
 from workbench.behaviour.subject import AppliedRecipe, Subject, Work, last_logits
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
@@ -19,7 +19,6 @@ from workbench.typing import Float, Tensor
 
 __all__ = ["AppliedRecipe", "next_token_logits", "score_answers"]
 
-_READ_ANSWERS = {"accuracy", "prob", "logit_diff", "distracted", "brier"}
 _READ_DISTRACTORS = {"logit_diff", "distracted"}
 
 
@@ -51,10 +50,45 @@ def score_answers(
     both have. Raises :class:`UserError` for an unknown metric, and for one that needs a distractor that is missing.
     """
     check_metrics(metrics, NEXT_TOKEN)
-    tokens = answer_tokens(prompts, tokenizer) if _READ_ANSWERS & set(metrics) else None
+    tokens = answer_tokens(prompts, tokenizer) if set(READ_ANSWERS) & set(metrics) else None
+    return score_rows(logits, tokens, metrics, base_logits)
+
+
+def score_rows(
+    logits: Float[Tensor, "prompt vocab"],
+    tokens: AnswerTokens | None,
+    metrics: Sequence[str],
+    base_logits: Float[Tensor, "prompt vocab_base"] | None = None,
+) -> pd.DataFrame:
+    """:func:`score_answers` with the answers' tokens at hand, a few rows at a time: distributions are never held for
+    all of them."""
+    few = rows_at_once(logits.shape[-1])
+    parts = [
+        _scored(
+            logits[start : start + few],
+            None if tokens is None else tokens.rows(slice(start, start + few)),
+            metrics,
+            None if base_logits is None else base_logits[start : start + few],
+        )
+        for start in range(0, len(logits), few)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def rows_at_once(vocab: int) -> int:
+    """Rows of a vocabulary whose distributions are made at a time: some 32 MB each in float64."""
+    return max(1, 2**22 // vocab)
+
+
+def _scored(
+    logits: Float[Tensor, "row vocab"],
+    tokens: AnswerTokens | None,
+    metrics: Sequence[str],
+    base_logits: Float[Tensor, "row vocab_base"] | None,
+) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for metric in metrics:
-        if metric in _READ_ANSWERS and tokens is not None:
+        if metric in READ_ANSWERS and tokens is not None:
             columns[metric] = _beside_the_answer(metric, logits, tokens)
         elif metric == "entropy":
             columns[metric] = torch.distributions.Categorical(logits=logits).entropy()
@@ -68,7 +102,12 @@ def score_answers(
 def kl(first: Float[Tensor, "token vocab"], second: Float[Tensor, "token vocab_other"]) -> Float[Tensor, " token"]:
     """KL(first || second) in nats from logits, over the ids that both have, in float64."""
     size = min(first.shape[-1], second.shape[-1])
-    ours, theirs = first[:, :size].double().log_softmax(-1), second[:, :size].double().log_softmax(-1)
+    few = rows_at_once(size)
+    parts = zip(first[:, :size].split(few), second[:, :size].split(few), strict=True)
+    return torch.cat([_kl(ours.double().log_softmax(-1), theirs.double().log_softmax(-1)) for ours, theirs in parts])
+
+
+def _kl(ours: Float[Tensor, "token vocab"], theirs: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
     return (ours.exp() * (ours - theirs)).sum(-1).clamp(min=0)
 
 

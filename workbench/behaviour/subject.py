@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -87,12 +87,21 @@ class Subject:
         return {place: recipe.row_hooks(self.model) for place, recipe in enumerate(recipes)}  # type: ignore[union-attr]
 
 
+LOGIT_BYTES = 256 * 2**20
+"""Of a batch's logits in float32, where many tokens of each row are read."""
+
+
 @dataclass(frozen=True)
 class Work:
     """How much goes through a model at once, and who hears of it."""
 
     batch_size: int = 32
     progress: Progress | None = None
+
+    def within_bytes(self, tokens: int, vocab: int) -> Work:
+        """So few rows at once that their logits [row, token, vocab] stay within :data:`LOGIT_BYTES`."""
+        few = max(1, LOGIT_BYTES // (4 * max(1, tokens) * vocab))
+        return self if few >= self.batch_size else replace(self, batch_size=few)
 
     def each(
         self,

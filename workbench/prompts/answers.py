@@ -22,6 +22,10 @@ class AnswerTokens(NamedTuple):
     distractor: Int[Tensor, " prompt"] | None
     """None when no prompt has a distractor."""
 
+    def rows(self, which: Any) -> AnswerTokens:
+        """Those of some prompts: a slice or row numbers."""
+        return AnswerTokens(self.answer[which], None if self.distractor is None else self.distractor[which])
+
 
 def answer_tokens(prompts: Prompts, tokenizer: Any) -> AnswerTokens:
     """First tokens in context of all answers and, where every row has one, distractors.
