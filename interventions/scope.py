@@ -61,7 +61,7 @@ class Scope:
 
 
 def _behind(gate: Gate, selection: Selection, ctx: ForwardContext) -> Selection:
-    """What of ``chosen`` the gate lets through."""
+    """What of ``selection`` the gate lets through."""
     if selection.nothing:
         return selection
     mask = gate.open(ctx)

@@ -56,7 +56,7 @@ class PromptRows:
         return cls(prompts, np.unique(names, return_inverse=True)[1], index, rows)
 
     def labels(self, values: Sequence[Any] | None, column: str = "label") -> list[Any]:
-        """One value per recorded prompt: ``given`` [prompt], or the recording's own column."""
+        """One value per recorded prompt: ``values`` [prompt], or the recording's own column."""
         if values is not None:
             if len(values) <= self.prompts.max():
                 raise UserError(
