@@ -194,7 +194,7 @@ def ways_to_turn(  # noqa: PLR0913
         finder = Finder(pair, choosing, named, settings, work)
         for name in ways or WAYS:
             before = passes.forward
-            way = finder.found(name)
+            way = finder.way(name)
             searched[name] = passes.forward - before
             if way is not None:
                 ways_found[name] = way
