@@ -75,9 +75,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
         epochs: Passes over its training half.
         folds: Folds of the linear probe.
         ridge: Strength of its L2 penalty.
-        batch_size: Prompts per forward pass.
         seed: Of folds, halves, training, controls and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "ECE, linear probe, 50 % pruned", ..., with accuracies beside and

@@ -66,9 +66,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
         metric: What is scored.
         controls: Random directions.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of halves, random directions and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "reliance on ..." (of base, tuned and their difference) and "gain when ...

@@ -93,7 +93,6 @@ def direction_transfer(
         ridge: L2 penalty of the map, in mean squared sizes of the base's states.
         draws: Maps fitted on exchanged prompts.
         seed: Of halves, exchanges and resamples.
-        progress: A bar.
 
     Returns:
         A :class:`DirectionTransfer`. A base against itself transfers wholly: its area is its own.

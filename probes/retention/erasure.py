@@ -94,9 +94,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
         margin: The loss that would not matter, in units of the score.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of examples, halves and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`ErasureVerdict`.

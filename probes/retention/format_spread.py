@@ -89,9 +89,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
         separability: Whether formats are told apart by the last token's final residual (a nearest-centroid probe).
         metric: What is scored; values must lie in 0..1.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of formats, halves, search and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`FormatSpread`; ``numbers`` holds the rank correlation of the formats' accuracies between the models.

@@ -72,9 +72,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         learning_rate: Step size of the soft prompt's training.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the halves, the training and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``model`` is the weights, ``group`` "task, off", "task, on", "others, off", ..., and

@@ -107,8 +107,6 @@ def tuning_trial(  # noqa: PLR0913
         share: Share of each matrix's entries; of the backward pass's cost for "budget".
         retain: Prompts with answers of what the base can do already.
         refresh: Steps until the entries are chosen anew; 0: never.
-        epochs: Passes over the training prompts.
-        learning_rate: Step size of the optimiser.
         batch_size: Prompts per step and per forward pass.
         draws: Random selections per rule.
         seed: Of the split, the order of training and the random selections.

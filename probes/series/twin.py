@@ -97,7 +97,6 @@ def twin_merge(
         tasks: The label of each member, the tuned model's last; by default the labels in order of appearance.
         rank: Rank of each task's own part.
         layer: Layer whose residual the router reads; the middle one by default.
-        batch_size: Prompts per forward pass.
         seed: Of the split, the random router and the intervals.
 
     Raises:

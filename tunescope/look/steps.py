@@ -83,7 +83,6 @@ def run_steps(look: Look, progress: Progress, say: Callable[[str], None]) -> Loo
 
     Args:
         look: The pair and its prompts; filled with what is found.
-        progress: A bar.
         say: Where each finding is told as soon as it is there.
     """
     for step in PASSES:
