@@ -9,7 +9,7 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.typing import Bool, Float
+from workbench.typing import Bool, Float, Int
 
 FEWEST = 2
 """Prompts, or groups of them, that each part needs at least."""
@@ -21,13 +21,19 @@ def in_first_half(rows: Prompts, seed: int) -> Bool[np.ndarray, " prompt"]:
     Raises:
         UserError: There are too few prompts or groups.
     """
-    names = np.unique(rows.clusters)
-    if len(names) < 2 * FEWEST:
+    count = len(np.unique(rows.clusters))
+    if count < 2 * FEWEST:
         raise UserError(
-            f"There are {len(names)} prompts or groups of prompts, and something is chosen on one half and reported on "
+            f"There are {count} prompts or groups of prompts, and something is chosen on one half and reported on "
             f"the other: give {2 * FEWEST} or more."
         )
-    return np.isin(rows.clusters, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
+    return half_of(rows.clusters, seed)
+
+
+def half_of(clusters: Int[np.ndarray, " row"], seed: int) -> Bool[np.ndarray, " row"]:
+    """Which rows are of half of the clusters, drawn by the seed."""
+    names = np.unique(clusters)
+    return np.isin(clusters, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
 
 
 def halves(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:

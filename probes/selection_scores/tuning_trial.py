@@ -18,6 +18,7 @@ from interventions.weightspace.selection_scores import top_mask
 from interventions.weightspace.swapping import base_parameters, swapped
 from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
+from probes.halves import half_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, with_q
 from probes.series.answers import FEWEST, Answers
@@ -183,12 +184,10 @@ class _Bench:
 
     @classmethod
     def of(cls, model: AdaptedModel, rows: Prompts, retain: Any, schedule: Schedule) -> _Bench:
-        groups = np.unique(rows.clusters)
-        fit = np.random.default_rng(schedule.seed).permutation(groups)[: len(groups) // 2]
-        inside = np.isin(rows.clusters, fit)
+        inside = half_of(rows.clusters, schedule.seed)
         if min(int(inside.sum()), int((~inside).sum())) < FEWEST:
             raise UserError(
-                f"{len(rows)} prompts in {len(groups)} groups are too few: {FEWEST} on either side are needed."
+                f"{len(rows)} prompts in {len(set(rows.clusters))} groups are too few: {FEWEST} on either side are needed."
             )
         answers = Answers.of(model, rows[np.flatnonzero(~inside)], 32)
         later = None if retain is None else Answers.of(model, retain, 32)
