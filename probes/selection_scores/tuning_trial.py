@@ -187,7 +187,7 @@ class _Bench:
         inside = half_of(rows.clusters, schedule.seed)
         if min(int(inside.sum()), int((~inside).sum())) < FEWEST:
             raise UserError(
-                f"{len(rows)} prompts in {len(set(rows.clusters))} groups are too few: {FEWEST} on either side are needed."
+                f"{len(rows)} prompts in {len(set(rows.clusters))} groups are too few: either side needs {FEWEST}."
             )
         answers = Answers.of(model, rows[np.flatnonzero(~inside)], 32)
         later = None if retain is None else Answers.of(model, retain, 32)
