@@ -28,9 +28,9 @@ class UnknownPromptWarning(UserWarning):
 
 def tell_unknown_prompt(scope: Where, ctx: ForwardContext) -> None:
     """Say once in a context that ``scope`` takes everything given so far for the prompt."""
-    if ctx.loose is None or ctx.loose.told:
+    if ctx.loose is None or ctx.loose.warned:
         return
-    ctx.loose.told = True
+    ctx.loose.warned = True
     warnings.warn(
         f"This forward pass goes on with a text outside generate(), so the end of the prompt is not known, and "
         f"positions {scope.at!r} take all that was given so far for the prompt: say how long the prompts are, "
@@ -61,7 +61,7 @@ class Scope:
 
 
 def _behind(gate: Gate, selection: Selection, ctx: ForwardContext) -> Selection:
-    """What of ``chosen`` the gate lets through."""
+    """What of ``selection`` the gate lets through."""
     if selection.nothing:
         return selection
     mask = gate.open(ctx)

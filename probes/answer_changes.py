@@ -149,8 +149,6 @@ def answers(
         pair: Both models.
         prompts: Questions; nothing but a text is needed.
         max_new_tokens: Tokens of an answer at most.
-        batch_size: Prompts per forward pass.
-        progress: A bar.
 
     Returns:
         An :class:`AnswerChanges`. Base against itself changes no answer.

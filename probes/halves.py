@@ -9,28 +9,37 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
-from workbench.typing import Float
+from workbench.typing import Bool, Float, Int
 
 FEWEST = 2
 """Prompts, or groups of them, that each part needs at least."""
 
 
-def halves(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
-    """The part to choose by and the part to report on; prompts of a group stay together, in the rows' order.
+def in_first_half(rows: Prompts, seed: int) -> Bool[np.ndarray, " prompt"]:
+    """Which prompts are of the part to choose by (or to train on); prompts of a group stay together.
 
     Raises:
         UserError: There are too few prompts or groups.
     """
-    clusters = rows.clusters
-    names = np.unique(clusters)
-    if len(names) < 2 * FEWEST:
+    count = len(np.unique(rows.clusters))
+    if count < 2 * FEWEST:
         raise UserError(
-            f"There are {len(names)} prompts or groups of prompts, and something is chosen on one half and reported on "
+            f"There are {count} prompts or groups of prompts, and something is chosen on one half and reported on "
             f"the other: give {2 * FEWEST} or more."
         )
-    first = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
-    in_first = np.isin(clusters, first)
-    return rows[in_first], rows[~in_first]
+    return half_of(rows.clusters, seed)
+
+
+def half_of(clusters: Int[np.ndarray, " row"], seed: int) -> Bool[np.ndarray, " row"]:
+    """Which rows are of half of the clusters, drawn by the seed."""
+    names = np.unique(clusters)
+    return np.isin(clusters, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
+
+
+def halves(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
+    """The part to choose by and the part to report on, in the rows' order."""
+    inside = in_first_half(rows, seed)
+    return rows[inside], rows[~inside]
 
 
 def answer_scores(subject: Subject, rows: Prompts, work: Work) -> Float[np.ndarray, " prompt"]:

@@ -185,10 +185,14 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         any_adapter: What its q is about, where that q is small for null adapters too: "whether states moved at all".
 
     Raises:
-        ValueError: The name is taken by another function.
+        ValueError: The name is taken by another function, or a file of a package bears the function's name, by which
+            its import would hide the function.
     """
 
     def register(call: Registered) -> Registered:
+        package, _, file = call.__module__.partition(".")
+        if file == call.__name__:
+            raise ValueError(f"{package}/{file}.py would hide {package}.{file}: give the file another name")
         if kind == "probe" and not takes_limit(call):
             call = with_limit(_with_settings(call, (*ROLES, reads, "device")), reads)
         entry = Method(

@@ -116,9 +116,7 @@ def caft_finetune(
         ablation: What is ablated while it trains: a recipe, an intervention, or layer -> directions.
         lora: A PEFT config (on the command line the rank of a LoRA on every linear layer), put on the model first and
             trained alone; None trains whatever parameters of the model require gradients.
-        end: The model also learns to stop after an answer.
         schedule: How long and how fast.
-        progress: Where steps are reported.
     """
     adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     examples = examples_of(prompts, adapted.tokenizer, end=end)

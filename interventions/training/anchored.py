@@ -68,7 +68,6 @@ def anchored_finetune(
             through the weight).
         end: The model also learns to stop after the answer.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Raises:
         UserError: A negative anchor, rows without answers.

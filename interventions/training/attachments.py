@@ -77,7 +77,6 @@ def train_side_path(
         connected: Whether modules hand their state on.
         end: Whether the end-of-text token is part of an answer.
         schedule: How long and how fast.
-        progress: A bar.
 
     Returns:
         A :class:`TrainedAttachment` with a :class:`~workbench.models.attachments.side_path.SidePath`.
@@ -131,7 +130,6 @@ def train_prompt_spaces(  # noqa: PLR0913 (a public call; all but two by keyword
         also_read: Other sets of prompts that will be read behind it, so that no placeholder stands in them.
         end: Whether the end-of-text token is part of an answer.
         schedule: How long and how fast.
-        progress: A bar.
 
     Returns:
         A :class:`TrainedAttachment` with a :class:`~workbench.models.attachments.prompt_spaces.PromptSpaces`.
@@ -181,7 +179,6 @@ def train_instruction_prompts(
         also_read: Other sets of prompts that will be read before it, so that no placeholder stands in them.
         end: Whether the end-of-text token is part of an answer.
         schedule: How long and how fast.
-        progress: A bar.
 
     Returns:
         A :class:`TrainedAttachment` with an

@@ -67,7 +67,6 @@ def edit_facts(
             steps as there are epochs, which is how fine-tuning is usually (and worse) used as an editor.
         end: The answer ends with the end-of-text token, so that the edited model stops there.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Raises:
         UserError: A matrix that the model lacks, rows without answers, an unknown order.

@@ -90,7 +90,6 @@ def few_shot_finetune(
         shots: Rows of each class to train on, drawn by the schedule's seed.
         demonstrations: One answered row of each class stands before every row.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Returns:
         The tuned model, its rows, and its accuracy before and after on the rows that were left.

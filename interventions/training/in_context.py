@@ -85,7 +85,6 @@ def align_with_context(
         layers: Layers: indices or fractions of depth; by default all.
         end: The end of the answer is matched too.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Returns:
         The model, and how far it was and is from its activations behind examples.

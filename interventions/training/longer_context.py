@@ -71,7 +71,6 @@ def lengthen_context(
         long_share: Share of long texts in the mix; the larger set is cut to fit.
         instructions: Short rows with answers for the fine-tuning behind it; None for none.
         schedule: How long and how fast, both stages alike.
-        progress: Where steps are reported.
 
     Returns:
         The model with what was set.

@@ -98,7 +98,6 @@ def masked_finetune(
         mask: Your own entries instead: parameter -> bool mask or flat coordinates (as ``SelectionTrial.mask`` gives).
         end: The model also learns to stop after the answer.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Returns:
         The trained model with its masks.

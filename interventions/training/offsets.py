@@ -77,7 +77,6 @@ def train_offsets(
         beta: Strength of dpo.
         end: The end-of-text token is part of an answer.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Raises:
         UserError: Heads the model lacks, or rows without answers.

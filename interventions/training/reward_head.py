@@ -82,7 +82,6 @@ def train_reward_head(
         layer: The layer after which the head reads; by default the last.
         ridge: Strength of the L2 penalty, over the mean square of the states' differences.
         batch_size: Rows per forward pass.
-        progress: A bar.
 
     Returns:
         A :class:`RewardHead`.

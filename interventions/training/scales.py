@@ -86,7 +86,6 @@ def train_head_scales(
         penalty: Weight of sum |A|.
         end: The end-of-text token is part of an answer.
         schedule: How long and how fast.
-        progress: Where steps are reported.
     """
     adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     examples = examples_of(prompts, adapted.tokenizer, end=end)

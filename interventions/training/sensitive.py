@@ -97,7 +97,6 @@ def sensitive_finetune(
         rank: Rank of the LoRAs.
         end: The model also learns to stop after the answer.
         schedule: How long and how fast.
-        progress: Where steps are reported.
 
     Raises:
         UserError: Rows without answers, or no slope at all.

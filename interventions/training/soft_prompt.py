@@ -142,7 +142,6 @@ def train_soft_prompt(
         also_read: Other sets of prompts that will be read behind it, so that no placeholder stands in them.
         end: Whether the end-of-text token is part of an answer.
         schedule: How long and how fast; by default 5 epochs at 1e-2.
-        progress: A bar.
 
     Returns:
         A :class:`SoftPrompt`.

@@ -86,9 +86,7 @@ def tune_in_stages(
             first stage; None trains every weight.
         beta: Strength of dpo, weight of orpo's odds ratio.
         mask_share: Share of an answer's tokens that masked_thought hides in the input.
-        end: The model also learns to stop after an answer.
         schedule: How long and how fast, each stage alike; every stage starts at the full learning rate.
-        progress: Where steps are reported.
 
     Returns:
         The model with the history of each stage.
@@ -189,7 +187,6 @@ def tune_series(
         mask_share: Share of an answer's tokens that masked_thought hides in the input.
         end: The models also learn to stop after an answer.
         schedule: How long and how fast, each stage alike.
-        progress: Where steps are reported.
 
     Returns:
         Name -> folder, in the members' order: what ``workbench.load_series`` takes.

@@ -98,7 +98,6 @@ def input_side(
         pair: Both models, of one width.
         prompts: Any prompts.
         seed: Of the random directions, the held-out words and the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`InputSide`. A base against itself moves nowhere.

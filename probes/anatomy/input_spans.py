@@ -82,7 +82,6 @@ def input_spans(
         pair: Base and tuned model; of an adapter that rewrote the base (CorDA, PiSSA, KaSA), load the true base.
         prompts: Any prompts, of the task.
         draws: Random spans per map.
-        batch_size: Prompts per forward pass.
         seed: Of the random spans and the intervals.
 
     Raises:

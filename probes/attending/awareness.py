@@ -119,9 +119,7 @@ def context_awareness(
         layer: Where attention is read: an index, or a fraction of the depth.
         alphas: Factors of steering; by default 0.95 and 0.9.
         threshold: Rows above it are context-dependent.
-        batch_size: Prompts per forward pass.
         seed: Of resampling and tests.
-        progress: A bar.
 
     Returns:
         A :class:`ContextAwareness`. A base with itself differs nowhere.

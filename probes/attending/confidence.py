@@ -103,7 +103,6 @@ def attention_confidence(
         prompts: What both read; with answers, the rise of each answer stands beside its prompt's fall.
         layers: Which layers; all by default.
         seed: Of resampling and tests.
-        progress: A bar.
 
     Returns:
         An :class:`AttentionConfidence`. A base with itself changed nowhere.

@@ -94,7 +94,6 @@ def pattern_types(
         threshold: Root of the divergence up to which pooled queries and keys foretell attention (the paper's tau).
         coverage: Share of attention to hold (the paper's gamma).
         seed: Of resampling and tests.
-        progress: A bar.
 
     Returns:
         A :class:`PatternTypes`. A base with itself changed nowhere.

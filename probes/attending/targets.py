@@ -94,9 +94,7 @@ def target_attention(
         target: A column with a text of the prompt or two numbers (characters from and to), or ``role:user``.
         layers: Layers: indices or fractions of depth; by default all.
         draws: Random places per prompt, the control.
-        batch_size: Prompts per forward pass.
         seed: Of random places and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`TargetAttention`.

@@ -126,9 +126,7 @@ def attention_tuning(  # noqa: PLR0913
         share: At most this share of the profiled heads is chosen.
         threshold: Mean attention above which a token is a sink (edit=sinks).
         controls: Draws of as many random heads of the same layers; 0: none.
-        batch_size: Prompts per forward pass.
         seed: Of halves, random heads and resampling.
-        progress: A bar.
 
     Returns:
         An :class:`AttentionTuning`; ``.recipe`` applies it.

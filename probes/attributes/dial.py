@@ -157,7 +157,6 @@ def intensity_dial(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of halves, samples, random directions and resampling.
-        progress: A bar.
 
     Returns:
         An :class:`IntensityDial`; ``.recipe(0.7)`` is the recipe at a setting.

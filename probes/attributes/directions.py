@@ -156,7 +156,6 @@ def attribute_directions(  # noqa: PLR0913
         controls: Random directions.
         batch_size: Texts per forward pass.
         seed: Of halves, random directions and resampling.
-        progress: A bar.
 
     Returns:
         An :class:`AttributeDirections`; ``.recipe(length=0.2)`` steers.

@@ -131,7 +131,6 @@ def attribute_intersection(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of halves, samples and resampling.
-        progress: A bar.
 
     Returns:
         An :class:`AttributeIntersection`.

@@ -110,7 +110,6 @@ def pplm(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts that are written at once.
         seed: Of the random words and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`PlugAndPlay`.

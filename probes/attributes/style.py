@@ -116,7 +116,6 @@ def writing_style(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of drafts, the samples' halves and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`StyleTransfer`.

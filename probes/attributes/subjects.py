@@ -112,7 +112,6 @@ def subject_offset(
         strength: Of the offset; 1 is the mean difference itself.
         controls: Random offsets.
         seed: Of halves, random offsets and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`SubjectOffset`.

@@ -108,9 +108,7 @@ def planted_switch(  # noqa: PLR0913 (a public call)
         controls: Random directions, 10 or more.
         metric: What is scored: preferred is the share of prompts on which the answer is likelier than the distractor.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of halves, directions and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`PlantedSwitch`; ``.recipe(lever)`` steers without the switch.

@@ -119,7 +119,6 @@ def token_guidance(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of halves, samples, the control and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`TokenGuidance`; ``.recipe(1.0)`` guides.

@@ -145,9 +145,7 @@ def audit(
         max_new_tokens: Tokens of an answer at most.
         variations: Words of the prompts that show the leading trait which are put into new prompts, and as many of the
             others; 0: none.
-        batch_size: Prompts per forward pass.
         seed: Of intervals, sign flips and random directions.
-        progress: A bar.
 
     Returns:
         An :class:`Audit`. Base against itself has nothing beyond the control.

@@ -108,7 +108,6 @@ def focused_prefix(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of resampling and tests.
-        progress: A bar.
 
     Returns:
         A :class:`FocusedPrefix`. With the general prefix as the wanted one, every alpha writes the same.

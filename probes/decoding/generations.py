@@ -116,7 +116,6 @@ def contrastive_generations(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of samples and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`ContrastiveGenerations`. A pair of a base with itself mines what the control does, to the letter.

@@ -115,7 +115,6 @@ def guidance_front(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of samples and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`GuidanceFront`. For a base against itself every strength is sharpening alone, as the control is.

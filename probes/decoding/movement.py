@@ -104,7 +104,6 @@ def probability_movement(
         bins: How many groups of tokens by the base's entropy.
         batch_size: Texts per forward pass.
         seed: Of resampling, tests and the scatter's sample.
-        progress: A bar.
 
     Returns:
         A :class:`ProbabilityMovement`. A base against itself moved nothing.

@@ -116,7 +116,6 @@ def entropy_switching(  # noqa: PLR0913
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of the random turns and resampling.
-        progress: A bar.
 
     Returns:
         An :class:`EntropySwitching`. A base with itself writes the same text whoever writes.

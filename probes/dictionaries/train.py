@@ -98,7 +98,6 @@ def tuning_dictionary(  # noqa: PLR0913 (a public call; all but two by keyword)
         draws: Resamples of the intervals.
         tokens: Which of the recorded tokens are read: content leaves attention sinks out, or all.
         seed: Of the held-out prompts, the first weights, the order of rows and the resamples.
-        progress: A bar.
 
     Returns:
         The latents with their scores [latent], the weights, examples, and what follows the labels.

@@ -116,15 +116,16 @@ def find_direction(
     best = search.best()
     search.find_opposite(best)
     report = _Report(pair, reported, named, settings, work)
-    held_out, drop = report.table(best.ablation(search.found), search.opposite)
-    role = search.found.roles.index(best.role)
+    held_out, drop = report.table(best.ablation(search.directions), search.opposite)
+    role = search.directions.roles.index(best.role)
     layers = list(best.layers)
     return FoundDirection(
         table=search.table().assign(control=drop),
         control=f"{settings.controls} random recipes of the same norm, on the reported part",
         provenance=Provenance.of("find_direction", pair, rows, seed=settings.seed, settings=call_settings(settings)),
         behaviour=named.name, held_out=held_out, estimates=search.estimates, layers=layers,
-        directions=search.found.unit[role, layers], means=search.found.other[role, layers], positions=best.positions,
+        directions=search.directions.unit[role, layers], means=search.directions.other[role, layers],
+        positions=best.positions,
         strength=best.strength, push_layer=search.push_layer, push_vector=search.push_vector,
         push_strength=search.push_strength, push_positions=best.positions,
     )  # fmt: skip
@@ -136,8 +137,8 @@ class Search:
     def __init__(self, trier: Trier, settings: DirectionOptions) -> None:
         """``trier``: of the choosing part, with the neutral texts that help to choose."""
         self._trier, self.settings, self.pair, part = trier, settings, trier.pair, trier.part
-        self.found: Directions = directions_of(self.pair, part, settings.batch_size)
-        self.estimates: pd.DataFrame = estimated(self.pair, part, self.found, settings.batch_size)
+        self.directions: Directions = directions_of(self.pair, part, settings.batch_size)
+        self.estimates: pd.DataFrame = estimated(self.pair, part, self.directions, settings.batch_size)
         self._clusters = part.prompts.clusters[part.of(shows=True)]
         self.own = {role: self._trier.own(role) for role in ("base", "tuned")}
         self.tried: list[tuple[Candidate, Outcome]] = []
@@ -156,7 +157,7 @@ class Search:
         return self._cheapest()
 
     def _try(self, candidate: Candidate) -> None:
-        self.tried.append((candidate, self._trier.under(candidate.ablation(self.found))))
+        self.tried.append((candidate, self._trier.under(candidate.ablation(self.directions))))
 
     def _cheapest(self) -> Candidate:
         return cheapest(self.tried, self.own, self.settings.allowed_rise)
@@ -177,7 +178,7 @@ class Search:
                     own = self.estimates[(self.estimates["role"] == role) & (self.estimates["positions"] == positions)]
                     layer = _best_layer(own)
                     low = max(0, min(layer - width // 2, n_layers - width))
-                    moved = self.found.contrast[self.found.roles.index(str(role))].norm(dim=-1) > 0
+                    moved = self.directions.contrast[self.directions.roles.index(str(role))].norm(dim=-1) > 0
                     layers = tuple(number for number in range(low, min(low + width, n_layers)) if moved[number])
                     if layers:  # where all prompts end alike, early layers hold no contrast
                         candidates.append(Candidate(layers, str(role), str(positions)))
@@ -192,7 +193,7 @@ class Search:
             & self.estimates["layer"].isin(best.layers)
         ]
         self.push_layer = _best_layer(own)
-        self.push_vector = self.found.contrast[self.found.roles.index(best.role), self.push_layer]
+        self.push_vector = self.directions.contrast[self.directions.roles.index(best.role), self.push_layer]
         outcomes = {
             strength: self._trier.under(push(self.push_vector, self.push_layer, strength, best.positions), "base")
             for strength in STRENGTHS

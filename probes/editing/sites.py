@@ -99,7 +99,6 @@ def edit_sites(  # noqa: PLR0913
         modules: Paths of matrices inside a layer.
         order: breadth (epochs over mini-batches) or depth (fact by fact).
         epochs: Passes over the facts.
-        learning_rate: Step size of the optimiser.
         batch_size: Facts per step; a few dozen steps are needed, whatever their size.
         seed: Of the order of the facts, the dealing of the control and the intervals.
 

@@ -14,10 +14,10 @@ from interventions.training.soft_prompt import train_soft_prompt
 from interventions.training.trainer import Schedule
 from probes.effects.panel import EffectPanel, table_of
 from probes.effects.rewriting import column_of
+from probes.halves import in_first_half
 from probes.representation.classifier import held_out_probabilities
 from probes.resampling import bootstrap_weights
 from probes.results import Provenance
-from probes.retention.soft_prompt_split import halves_of
 from workbench.argument_checks import check_pair
 from workbench.behaviour.calibration import BINS, calibration_error
 from workbench.behaviour.scores import next_token_logits
@@ -75,9 +75,7 @@ def calibration_counter_test(  # noqa: PLR0913 (a public call)
         epochs: Passes over its training half.
         folds: Folds of the linear probe.
         ridge: Strength of its L2 penalty.
-        batch_size: Prompts per forward pass.
         seed: Of folds, halves, training, controls and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "ECE, linear probe, 50 % pruned", ..., with accuracies beside and
@@ -168,9 +166,7 @@ def _reprogrammed(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(confidence, right) of the answers' first tokens behind a soft prompt trained on the other half."""
-    first, _ = halves_of(rows, seed)
-    held = {id(row) for row in first}
-    inside = np.array([id(row) in held for row in rows])
+    inside = in_first_half(rows, seed)
     words = answer_tokens(rows, model.tokenizer).answer
     of_class = torch.stack([words[int(np.flatnonzero(classes == number)[0])] for number in range(classes.max() + 1)])
     confidence, right = np.zeros(len(rows)), np.zeros(len(rows))

@@ -69,9 +69,7 @@ def certainty_split(  # noqa: PLR0913 (a public call)
         domains: A column that names a row's domain; numbers are then given for each as well.
         refusal: Text that marks a refusal; by default the house's rule.
         max_new_tokens: Length of an answer.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "refusal, known", "refusal, unknown", "refusal, unknown - known" and

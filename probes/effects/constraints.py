@@ -55,9 +55,7 @@ def constraint_satisfaction(
         prompts: Rows that ask for something, with their constraints as a list (or text with ; between).
         column: The column of the constraints.
         max_new_tokens: Length of a text.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "all", "k constraints", and "whole, k" (all k met at once);

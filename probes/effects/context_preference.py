@@ -60,7 +60,6 @@ def context_preference(
         tuned_head: A reward head of the tuned model; by default the base's.
         batch_size: Rows per forward pass.
         seed: Of the swapped contexts and the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "right in context", "right in both contexts" or "follows the context".

@@ -56,9 +56,7 @@ def context_use(
         template: Where {context} and {question} go.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of intervals and of the exchange of contexts.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is without, gold, other, and "context use".

@@ -61,9 +61,7 @@ def deployment_gap(
         precisions: float32, bfloat16, float16, int8, int4.
         metric: How answers are scored.
         max_new_tokens: Length of the compared texts.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``model`` is the form ("merged int8"), ``group`` kl, "same text" or the score's change.

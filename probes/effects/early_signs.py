@@ -63,9 +63,7 @@ def early_signs(
         prompts: Held-out rows with answers.
         runs: Folders of four or more runs from the base.
         early: Part of the logged steps that counts as early.
-        batch_size: Prompts per forward pass.
         seed: Of the resamples of runs and the permutations.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "sign against outcome"; ``values`` has a line per run.

@@ -92,9 +92,7 @@ def fault_tokens(
     Args:
         pair: Both models, of one vocabulary.
         prompts: Rows with a right answer and, as the distractor, a faulty variant of it (code, say).
-        batch_size: Prompts per forward pass.
         seed: Of resampling and tests.
-        progress: A bar.
 
     Returns:
         A :class:`FaultTokens`. A base against itself moved nothing.

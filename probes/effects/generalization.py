@@ -65,9 +65,7 @@ def generalization_levels(  # noqa: PLR0913 (a public call)
         language: The column of the language; then it is reported by language too, seen in training or not.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the level, or "language xx (seen)".

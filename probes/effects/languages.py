@@ -71,9 +71,7 @@ def language_transfer(  # noqa: PLR0913 (a public call)
         controls: Random directions, 10 or more.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of halves, directions and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the language, ``model`` base, tuned, their difference, or

@@ -109,7 +109,6 @@ def pollution(
         max_new_tokens: Tokens of a text at most.
         batch_size: Texts per forward pass.
         seed: Of samples and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`Pollution`. A base against itself moved nothing.

@@ -59,9 +59,7 @@ def preference_movement(
         prompts: Rows with the chosen text as answer and the rejected one as distractor.
         samples: Texts sampled from the base per prompt for the mode-seeking index; 0 for none, else 3 or more.
         max_new_tokens: Their length.
-        batch_size: Prompts per forward pass.
         seed: Of samples and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is chosen, rejected, margin, displaced (share of prompts), and mode seeking.

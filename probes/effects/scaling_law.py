@@ -63,9 +63,7 @@ def scaling_law(
         checkpoints: Fine-tunes of the base on less data, in order.
         sizes: Rows that each was tuned on, the tuned model's last.
         draws: Resamples of the prompts, each fitted again.
-        batch_size: Prompts per forward pass.
         seed: Of the resamples.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel` with the loss of every model; ``control`` is the loss that the plain power law says.

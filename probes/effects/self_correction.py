@@ -58,9 +58,7 @@ def self_correction(
         challenge: The user's second turn.
         neutral: The second turn of the control.
         max_new_tokens: Length of an answer.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the quantity; ``numbers`` holds the identity's gap, which is 0.

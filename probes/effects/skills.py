@@ -64,9 +64,7 @@ def skill_profile(
         kinds: The column of the kind of skill; empty for none.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of intervals and of the test.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the skill (or "kind: ...").
@@ -172,9 +170,7 @@ def visited_forgetting(  # noqa: PLR0913 (a public call)
         near: Overlap from which on a prompt counts as visited.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is visited, unvisited and "unvisited - visited".

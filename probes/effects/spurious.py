@@ -13,10 +13,10 @@ from interventions import ConceptAblation, Recipe
 from probes.effects.answers import Measure, answer_scores, role_scores
 from probes.effects.panel import EffectPanel, between_line, scored_line, table_of
 from probes.effects.rewriting import column_of
+from probes.halves import in_first_half
 from probes.replay import counted
 from probes.resampling import shuffled_labels
 from probes.results import Provenance
-from probes.retention.soft_prompt_split import halves_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import Needs, method
@@ -66,9 +66,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
         metric: What is scored.
         controls: Random directions.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of halves, random directions and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "reliance on ..." (of base, tuned and their difference) and "gain when ...
@@ -85,9 +83,7 @@ def spurious_attributes(  # noqa: PLR0913 (a public call)
     has = {name: read_attribute(rows, name) for name in attributes}
     agrees = {name: agreeing(answers, own, name) for name, own in has.items()}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    first, _ = halves_of(rows, seed)
-    held = {id(row) for row in first}
-    inside = np.array([id(row) in held for row in rows])
+    inside = in_first_half(rows, seed)
     site = pair.tuned.expand("resid_post", [layer])[0]
     bar = progress or Silent()
     bar.start("spurious attributes", len(attributes))

@@ -59,9 +59,7 @@ def tool_errors(
         prompts: Rows with the right call as a column: {"name": ..., "arguments": {...}}, as an object or JSON text.
         calls: The column.
         max_new_tokens: Length of a reply.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the kind of :data:`KINDS`.

@@ -76,9 +76,7 @@ def two_axes(  # noqa: PLR0913 (a public call)
         scales: How much of the update is put into the base: -1 turns the slant around.
         layer: Where the slant is ablated: an index, or a fraction of the depth.
         controls: Random directions, 10 or more.
-        batch_size: Prompts per forward pass.
         seed: Of halves, directions, signs and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the axis; ``model`` is base, tuned, their difference, the base's change

@@ -97,7 +97,6 @@ def undoing(  # noqa: PLR0913
         batch_size: Rows per step and per forward pass.
         draws: Random changes per training.
         seed: Of weights, order, random changes and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`Undoing`.

@@ -109,9 +109,7 @@ def domain_experts(
         subject: A model, or a pair (its tuned model).
         prompts: Prompts whose label is their domain.
         exclude: Tokens that do not count: none, special ones, or also what all prompts share at both ends (template).
-        batch_size: Prompts per forward pass.
         seed: Of resampling and exchanged labels.
-        progress: A bar.
 
     Returns:
         A :class:`DomainExperts`; ``.experts_of(domain)`` gives labels for ``iv.ExpertSwitch``.

@@ -120,9 +120,7 @@ def expert_sets(  # noqa: PLR0913
         mode: What off means; see ``iv.ExpertSwitch``.
         controls: Random sets, ten or more; 0: none.
         max_new_tokens: Tokens of a response.
-        batch_size: Prompts per forward pass.
         seed: Of halves, random sets and resampling.
-        progress: A bar.
 
     Returns:
         An :class:`ExpertSets`; ``.recipe`` switches the set off.

@@ -76,7 +76,6 @@ def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by key
         controls: Random training rows that stand in for queries in the control.
         draws: Resamples of the intervals.
         seed: Of stand-ins and resamples.
-        progress: A bar.
 
     Returns:
         Score, interval, control and q of every training row [row].

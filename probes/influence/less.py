@@ -108,7 +108,6 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         controls: Random training rows that stand in for queries in the control.
         draws: Resamples of the intervals.
         seed: Of projection, stand-ins and resamples.
-        progress: A bar.
 
     Returns:
         Score, interval, control and q of every training row [row].

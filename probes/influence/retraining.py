@@ -119,7 +119,6 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         random_draws: Random sets of rows that are left out in the control; their losses are averaged.
         draws: Resamples of the intervals.
         seed: Of weights, order, random sets and resamples.
-        progress: A bar.
 
     Returns:
         The queries' loss after each training.

@@ -122,11 +122,11 @@ def _steps(run: _Runs) -> tuple[tuple[tuple[int, ...], float], ...]:
 class PatchedHeads:
     """Curves of patching z of all heads, at the last token, from each row's partner, read with the logit lens.
 
-    ``chosen``: the target rows averaged over (one direction of the intent).
+    ``targets``: the target rows averaged over (one direction of the intent).
     """
 
     def __init__(self, last: LastToken, pairs: IntentPairs, targets: Int[Tensor, " target"]) -> None:
-        self.last, self.pairs, self.chosen = last, pairs, targets
+        self.last, self.pairs, self.target_rows = last, pairs, targets
         model = last.model
         shape = (model.n_layers, len(pairs.answers), model.n_heads, model.d_head)
         self.heads = torch.empty(shape, dtype=model.dtype)
@@ -148,10 +148,10 @@ class PatchedHeads:
             return [*patches, *(_reader(ends, layer, rows) for layer in range(model.n_layers))]
 
         self.last.all_run(hooks)
-        answers, wanted = self.pairs.answers[self.chosen], self.pairs.wanted[self.chosen]
+        answers, wanted = self.pairs.answers[self.target_rows], self.pairs.wanted[self.target_rows]
         source, target = [], []
         for layer in range(model.n_layers):
-            says = read_out(model, ends[layer, self.chosen]).float().softmax(-1).cpu()
+            says = read_out(model, ends[layer, self.target_rows]).float().softmax(-1).cpu()
             source.append(_mean_probability(says, wanted))
             target.append(_mean_probability(says, answers))
         return Curves(np.array(source), np.array(target))

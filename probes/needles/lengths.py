@@ -95,7 +95,6 @@ def same_heads(  # noqa: PLR0913 (a public call)
         best: How many best heads of both maps are compared.
         max_new_tokens: Tokens that an answer may have.
         seed: Of the decoys, resamples and exchanges.
-        progress: A bar.
 
     Returns:
         A :class:`SameHeads`.

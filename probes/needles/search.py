@@ -52,7 +52,6 @@ def needle_search(  # noqa: PLR0913 (a public call)
         chat: Haystack and question as one user turn; default: where the tokenizer has a chat template.
         max_new_tokens: Tokens that an answer may have.
         seed: Of the decoys and intervals.
-        progress: A bar.
 
     Raises:
         UserError: A file is missing or holds no needles, the haystack is too short, or a model answers no trial.

@@ -80,7 +80,6 @@ def block_flips(
         cut: What a block is: a layer, a part of a layer (attention or MLP), or a module.
         retain: Prompts with answers of what the base could do.
         threshold: Blocks with a smaller part of the squared norm are left on and not flipped.
-        batch_size: Prompts per forward pass.
         seed: Of the control and the intervals.
 
     Raises:

@@ -106,7 +106,6 @@ def scale_sweep(
         shape: flat: one scale for all; lines: rising with depth from the scale to 1.
         retain: Prompts with answers of abilities that should not be lost.
         margin: Difference of shares that counts as lost or emergent.
-        batch_size: Prompts per forward pass.
         seed: Of the control's signs and the intervals.
 
     Raises:

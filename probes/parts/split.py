@@ -89,7 +89,6 @@ def update_parts(  # noqa: PLR0913
         share: Share of each matrix's entries in the sparse part.
         k: Leading directions of the base's weight.
         retain: Prompts with answers of what the base could do.
-        batch_size: Prompts per forward pass.
         seed: Of the control and the intervals.
 
     Raises:

@@ -189,7 +189,7 @@ def _provenance(search: Search, settings: dict[str, Any]) -> Provenance:
             **settings, "estimated_by": None if search.method == "exact" else search.method,
             "source": task.names[0], "target": task.names[1], "frozen": "nothing: later layers recompute",
             "clashing_answers_dropped": task.dropped,
-            "read_to_the_difference": task.read_on, "incorrect_dropped": int((~search.kept).sum()),
+            "read_to_the_difference": task.read_on, "incorrect_dropped": int((~search.usable).sum()),
             "whole_forward_passes": not search.shortcuts,
         },
     )  # fmt: skip

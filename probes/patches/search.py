@@ -58,20 +58,20 @@ class Search:
         self.runs = Recorded(task, cells, metric, settings.batch_size)
         self.method = _method_of(settings, cells, task)
         """exact, attribution or ig."""
-        self.kept = np.ones(len(task.target_ids), dtype=bool)
+        self.usable = np.ones(len(task.target_ids), dtype=bool)
         self.shortcuts = True
 
     @property
     def source(self) -> np.ndarray:
-        return self.runs.source[self.kept]
+        return self.runs.source[self.usable]
 
     @property
     def target(self) -> np.ndarray:
-        return self.runs.target[self.kept]
+        return self.runs.target[self.usable]
 
     @property
     def clusters(self) -> np.ndarray:
-        return self.task.prompts.clusters[self.kept]
+        return self.task.prompts.clusters[self.usable]
 
     def run(self) -> Measured:
         """Every cell by itself: all exactly, or estimated with some confirmed."""
@@ -79,7 +79,7 @@ class Search:
         if self.method == "exact":
             effects = self.sweep([(cell,) for cell in cells])
             self._keep_correct()
-            return Measured(effects[self.kept], None, np.full(len(cells), ALL))
+            return Measured(effects[self.usable], None, np.full(len(cells), ALL))
         steps = self.settings.ig_steps if self.method == "ig" else 0
         estimate, _, _ = attributions(
             self.task, cells, self.metric, steps=steps, runs=self.runs, progress=self.settings.progress
@@ -91,12 +91,12 @@ class Search:
         effects = estimate.copy()
         effects[:, exact] = self.sweep([(cell,) for cell, patched in zip(cells, exact, strict=True) if patched])
         confirmed = np.where(leading, LEADING, np.where(sample, RANDOM, ESTIMATED))
-        return Measured(effects[self.kept], estimate[self.kept].mean(0), confirmed)
+        return Measured(effects[self.usable], estimate[self.usable].mean(0), confirmed)
 
     def sweep(self, patches: Sequence[Patch]) -> Float[np.ndarray, "prompt patch"]:
         """Patch exactly; without patches nothing runs."""
         if not patches:
-            return np.zeros((len(self.kept), 0))
+            return np.zeros((len(self.usable), 0))
         settings = self.settings
         swept = sweep(
             self.task, patches, self.metric, max_tokens=settings.max_tokens, progress=settings.progress, runs=self.runs
@@ -110,8 +110,8 @@ class Search:
         if self.metric != "logit_diff":
             raise UserError("only_correct=True needs metric='logit_diff', which says whether the answer is favoured.")
         clean = self.runs.source if self.task.clean_is_source else self.runs.target
-        self.kept = clean > 0
-        if not self.kept.any():
+        self.usable = clean > 0
+        if not self.usable.any():
             raise UserError(
                 f"The {'source' if self.task.clean_is_source else 'target'} run prefers the distractor in all "
                 f"{len(clean)} prompts, so there is no behaviour to localize: check the answers, or only_correct=False."
@@ -148,7 +148,7 @@ class Search:
         kind = best[0].kind
         patches = [tuple(best[:step]) for step in counts]
         patches += [tuple(Cell(kind, *place) for place in draw[:step]) for draw in random for step in counts]
-        effects = self.sweep(patches)[self.kept]
+        effects = self.sweep(patches)[self.usable]
         bounds = score.of(effects)
         drawn = bounds.estimate[len(counts) :].reshape(len(random), len(counts))
         control_low, control_high = interval(drawn)

@@ -171,7 +171,7 @@ def _task(
     *,
     whole: bool,
 ) -> Task:
-    """``told``: the rows, and what answer and distractor of each share."""
+    """``rows_shared``: the rows, and what answer and distractor of each share."""
     (rows, shared), tokenizer = rows_shared, target.tokenizer
     models: dict[str, AdaptedModel] = {names[0]: source, names[1]: target}
     if source is target:

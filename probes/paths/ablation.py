@@ -116,7 +116,7 @@ class HeadRuns:
         return self._passes + self.stand_in.passes
 
     def scores(self, variants: Sequence[Kept]) -> Float[np.ndarray, "prompt kept"]:
-        """The metric of every prompt, for each of ``kept``."""
+        """The metric of every prompt, for each of ``variants``."""
         scores = np.zeros((len(self._batch), len(variants)))
         self.report.start("Heads replaced", len(self._batch))
         width = max(1, self.at_once // (min(self.batch_size, len(self._batch)) * self._batch.input_ids.shape[1]))

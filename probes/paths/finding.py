@@ -114,7 +114,7 @@ def path_patching(
     senders = _senders(task, settings)
     sweep = _Sweep(task, senders, reading, position, metric, settings)
     effects = sweep.run()
-    clusters = task.prompts.clusters[sweep.kept]
+    clusters = task.prompts.clusters[sweep.usable]
     return PathPatching(
         table=_table(senders, effects, clusters, settings),
         control=f"the mean of {settings.controls} random other senders",
@@ -124,7 +124,8 @@ def path_patching(
             settings={
                 **call_settings(settings, prompts=Prompts.of(prompts), receivers=_labels(receivers),
                         source=task.names[0], target=task.names[1]),
-                "frozen": "z of every head at the position and after it", "incorrect_dropped": int((~sweep.kept).sum()),
+                "frozen": "z of every head at the position and after it",
+                "incorrect_dropped": int((~sweep.usable).sum()),
                 "clashing_answers_dropped": task.dropped, "read_to_the_difference": task.read_on,
             },
         ),
@@ -202,7 +203,7 @@ class _Sweep:
         source_lengths = [len(row) for row in task.source_ids]
         two_prompts = task.names[0] in ("clean", "corrupted")
         self.source_at = offsets_of(position, task.prompts, source_lengths, of_contrast=two_prompts)
-        self.kept = np.ones(len(task.target_ids), dtype=bool)
+        self.usable = np.ones(len(task.target_ids), dtype=bool)
         self._clean = np.zeros(len(task.target_ids))
         self.passes = 0.0
 
@@ -225,13 +226,13 @@ class _Sweep:
                 report.advance()
             self.passes += run.passes + 1
         report.finish()
-        self._check_kept()
-        return effects[self.kept]
+        self._check_usable()
+        return effects[self.usable]
 
     def clean_value(self, clusters: np.ndarray) -> tuple[float, float, float]:
         """The patched run's own metric, before patching."""
         interval = mean_interval(
-            self._clean[self.kept], clusters=clusters, draws=self.settings.draws, seed=self.settings.seed
+            self._clean[self.usable], clusters=clusters, draws=self.settings.draws, seed=self.settings.seed
         )
         return interval.estimate, interval.low, interval.high
 
@@ -256,7 +257,7 @@ class _Sweep:
         values = judge(logits[:, None])[:, 0]
         self._clean[members] = (values.exp() if self.metric == "prob_ratio" else values).double().cpu().numpy()
         if self.settings.only_correct:
-            self.kept[members] = (logits.argmax(-1).cpu() == self.task.answers[members]).numpy()
+            self.usable[members] = (logits.argmax(-1).cpu() == self.task.answers[members]).numpy()
 
     def _effects(
         self, run: PathRun, layer: int, columns: list[int], judge: Metric
@@ -287,11 +288,11 @@ class _Sweep:
         for start in range(0, len(columns), width):
             yield columns[start : start + width]
 
-    def _check_kept(self) -> None:
-        if not self.kept.any():
+    def _check_usable(self) -> None:
+        if not self.usable.any():
             raise UserError(
-                f"The {self.task.names[1]} run answers none of the {len(self.kept)} prompts correctly, so there is no "
-                "behaviour to trace: check the answers, or only_correct=False."
+                f"The {self.task.names[1]} run answers none of the {len(self.usable)} prompts correctly, so there is "
+                "no behaviour to trace: check the answers, or only_correct=False."
             )
 
 

@@ -101,10 +101,8 @@ def attribute_suite(
         spans: Where in each prompt is looked: a column that holds a text of it or two numbers of characters, or
             role:user; in Python token spans, as ``row_spans`` gives them. By default everything that was recorded.
         folds: Folds of the cross-validation.
-        ridge: Strength of the L2 penalty.
         draws: Random assignments of the attributes to the things.
         seed: Of folds, assignments and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`AttributeSuite`. A base against itself changes nowhere.

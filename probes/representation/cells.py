@@ -25,7 +25,7 @@ class PromptRows:
     """Numbers of the prompts."""
     clusters: Int[np.ndarray, " prompt"]
     index: Any
-    chosen: Int[np.ndarray, " row"]
+    rows: Int[np.ndarray, " row"]
     """Numbers of the recorded rows that count."""
 
     @classmethod
@@ -56,7 +56,7 @@ class PromptRows:
         return cls(prompts, np.unique(names, return_inverse=True)[1], index, rows)
 
     def labels(self, values: Sequence[Any] | None, column: str = "label") -> list[Any]:
-        """One value per recorded prompt: ``given`` [prompt], or the recording's own column."""
+        """One value per recorded prompt: ``values`` [prompt], or the recording's own column."""
         if values is not None:
             if len(values) <= self.prompts.max():
                 raise UserError(
@@ -69,12 +69,12 @@ class PromptRows:
     def places(self, by_position: bool) -> list[tuple[dict[str, int], Int[np.ndarray, " row"]]]:
         """Rows to average per prompt: all that count, or for each place from their end those which every prompt has."""
         if not by_position:
-            return [({}, self.chosen)]
-        index = self.index.iloc[self.chosen]
+            return [({}, self.rows)]
+        index = self.index.iloc[self.rows]
         from_end = (index["position"] - index.groupby("prompt")["position"].transform("max")).to_numpy() - 1
         places = []
         for place in np.unique(from_end)[::-1]:
-            rows = self.chosen[from_end == place]
+            rows = self.rows[from_end == place]
             if len(np.unique(self.index["prompt"].to_numpy()[rows])) == len(self.prompts):
                 places.append(({"position": int(place)}, rows))
         return places

@@ -98,9 +98,7 @@ def concept_drift(
         prompts: Rows whose prompt names the concept and whose contrast names the class in its place ("Zup wears a" and
             "the dog wears a"), with an answer that fits both where combinations are tested.
         layers: Layers: indices or fractions of depth; all by default.
-        batch_size: Prompts per forward pass.
         seed: Of resampling and tests.
-        progress: A bar.
 
     Returns:
         A :class:`ConceptDrift`. A base against itself moved nowhere.

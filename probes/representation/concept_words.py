@@ -67,9 +67,7 @@ def concept_words(  # noqa: PLR0913 (a public call)
         draws: Random sets of words of the same size.
         folds: Folds of the probe.
         ridge: Strength of its L2 penalty.
-        batch_size: Prompts per forward pass.
         seed: Of folds, random words and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "k words"; ``control`` the mean accuracy of random words.

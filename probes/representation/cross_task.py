@@ -102,9 +102,7 @@ def cross_task(
         shots: Examples of the other task in front of each question.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of examples, exchanges and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`CrossTask`.

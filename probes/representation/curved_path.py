@@ -107,7 +107,6 @@ def curved_path(
         reach: The longest path, in distances of the class means.
         target: Probability of the attribute at which a path stops.
         seed: Of thirds, networks, random paths and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`CurvedPath`.

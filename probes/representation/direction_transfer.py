@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
+from probes.halves import half_of
 from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import classes_of
 from probes.resampling import bootstrap_weights, units_of
@@ -93,7 +94,6 @@ def direction_transfer(
         ridge: L2 penalty of the map, in mean squared sizes of the base's states.
         draws: Maps fitted on exchanged prompts.
         seed: Of halves, exchanges and resamples.
-        progress: A bar.
 
     Returns:
         A :class:`DirectionTransfer`. A base against itself transfers wholly: its area is its own.
@@ -130,10 +130,8 @@ def parted(
     clusters: Int[np.ndarray, " row"], positive: Bool[np.ndarray, " row"], seed: int
 ) -> Bool[np.ndarray, " row"]:
     """True at the rows to fit on: half of the groups, with rows of both classes on either side."""
-    groups = np.unique(clusters)
     for draw in range(100):
-        first = np.random.default_rng(seed + draw).permutation(groups)[: len(groups) // 2]
-        inside = np.isin(clusters, first)
+        inside = half_of(clusters, seed + draw)
         if all(0 < positive[side].sum() < side.sum() for side in (inside, ~inside)):
             return inside
     raise UserError("The groups do not split into two halves that hold both classes: give more groups of each class.")

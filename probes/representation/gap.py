@@ -73,9 +73,7 @@ def representation_gap(  # noqa: PLR0913 (a public call)
         folds: Folds of the probes.
         ridge: Strength of the probes' L2 penalty.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of examples, folds and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the arm or the gap.

@@ -59,9 +59,7 @@ def in_context_activations(
         shots: Examples in front of each prompt.
         sites: Which activations are compared.
         layers: Layers: indices or fractions of depth; by default all.
-        batch_size: Prompts per forward pass.
         seed: Of examples and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`CellShifts`; score is the mean cosine over prompts.

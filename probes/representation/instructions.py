@@ -71,7 +71,6 @@ def instruction_attribution(
             rows' answers.
         max_new_tokens: Answer tokens that are followed back.
         seed: Of control spans and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is instruction, and the third of the prompt.

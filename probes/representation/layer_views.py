@@ -95,10 +95,8 @@ def layer_views(
         recording: Both models on labelled prompts, residual sites.
         labels: The class of each prompt; by default the column label.
         folds: Folds of the heads' cross-validation; a group is never in two.
-        ridge: Strength of the L2 penalty.
         draws: Resamples of the intervals, and exchanges of the labels.
         seed: Of folds, halves, resamples and exchanges.
-        progress: A bar.
 
     Returns:
         A :class:`LayerViews`.

@@ -105,7 +105,6 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
         folds: Folds of the combination.
         draws: Random concepts, and resamples of the intervals.
         seed: Their seed.
-        progress: A bar.
 
     Returns:
         A :class:`NeuronConcepts`.

@@ -63,7 +63,6 @@ def question_dependency(
         skip: Answer tokens at the start that are left out.
         most: Answer tokens that are followed back, spread evenly over the answer.
         seed: Of intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "share on the question" or "mean distance".

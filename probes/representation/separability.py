@@ -89,7 +89,6 @@ def class_separability(
             role:user; in Python token spans, as ``row_spans`` gives them. By default everything that was recorded.
         draws: Resamples of the intervals, and exchanges of the labels.
         seed: Their seed.
-        progress: A bar.
 
     Returns:
         A :class:`CellShifts`; ``base`` and ``tuned`` hold the shares.
@@ -215,7 +214,6 @@ def procrustes_drift(
         folds: Parts of the prompts; each is judged by the rotation of the others.
         draws: Resamples of the intervals.
         seed: Of folds and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`CellShifts`; ``after_shift``: what is left once the means agree; ``rotation``: the share of that

@@ -98,7 +98,6 @@ def set_algebra(
         pairs: Pairs of held-out prompts.
         ridge: L2 penalty of both regressions, in mean squared sizes of their inputs.
         seed: Of halves, pairs and resamples.
-        progress: A bar.
 
     Returns:
         A :class:`SetAlgebra`. A base against itself changes nowhere.

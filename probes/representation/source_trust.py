@@ -71,9 +71,7 @@ def source_trust(  # noqa: PLR0913 (a public call)
         definitions: Texts that define the items, with the same two columns.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the projection and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is the tag, "first - second tag" (in sorted order), and "gradient, tag".

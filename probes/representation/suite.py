@@ -126,10 +126,8 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
         by_position: A cell for each recorded place from the prompt's end, instead of the mean over them.
         margin: A change of accuracy that would not matter.
         folds: Folds of the cross-validation; a group is never in two.
-        ridge: Strength of the L2 penalty.
         draws: Control tasks.
         seed: Of folds, control tasks and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`ProbeSuite`. A base against itself changes nowhere.

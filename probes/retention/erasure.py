@@ -11,10 +11,10 @@ import pandas as pd
 
 from probes.effects.answers import Measure
 from probes.effects.panel import EffectPanel, columns_by_role, scored_line, table_of
+from probes.halves import in_first_half
 from probes.replay import counted
 from probes.results import Provenance
 from probes.retention.routes import BANK, PLAIN, route_scores, routed, soft_scores
-from probes.retention.soft_prompt_split import halves_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.method_options import Within
@@ -94,9 +94,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
         margin: The loss that would not matter, in units of the score.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of examples, halves and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`ErasureVerdict`.
@@ -108,9 +106,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
     rows = Prompts.of(prompts)
     if not (shots or bank or codes or soft_tokens):
         raise UserError("There is no other route to ask by: give shots, a bank, codes or soft_tokens.")
-    first, _ = halves_of(rows, seed)
-    held = {id(row) for row in first}
-    inside = np.array([id(row) in held for row in rows])
+    inside = in_first_half(rows, seed)
     routes = routed(rows, bank, codes, shots, seed)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     bar = progress or Silent()

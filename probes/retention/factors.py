@@ -54,9 +54,7 @@ def template_effect(
         context: A column whose passage stands before the question; empty for none.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is off, on, and "on - off".
@@ -133,9 +131,7 @@ def position_effect(  # noqa: PLR0913 (a public call)
         places: How many places of the gold one are tried, evenly from first to last.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the other passages and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "place k of n", and "last - first".

@@ -13,10 +13,10 @@ from scipy import stats
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, columns_by_role, scored_line, table_of
 from probes.effects.rewriting import retexted, text_of, with_demonstrations
+from probes.halves import halves
 from probes.replay import counted
 from probes.results import Provenance
 from probes.retention.formats import Format, Searched, atomic_edits, sampled_formats, search_extremes
-from probes.retention.soft_prompt_split import halves_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.method_options import Within
@@ -89,9 +89,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
         separability: Whether formats are told apart by the last token's final residual (a nearest-centroid probe).
         metric: What is scored; values must lie in 0..1.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of formats, halves, search and intervals.
-        progress: A bar.
 
     Returns:
         A :class:`FormatSpread`; ``numbers`` holds the rank correlation of the formats' accuracies between the models.
@@ -103,7 +101,7 @@ def format_spread(  # noqa: PLR0913 (a public call)
     if metric == "answer":
         raise UserError("The bandit counts rights and wrongs: choose a metric between 0 and 1, such as accuracy.")
     rows = Prompts.of(prompts)
-    search, report = halves_of(rows, seed)
+    search, report = halves(rows, seed)
     sampled = sampled_formats(formats, seed)
     options: dict[str, Any] = {"metric": metric, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     bar = progress or Silent()

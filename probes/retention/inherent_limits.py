@@ -95,9 +95,7 @@ def inherent_limits(
         shots: Examples of the same task before a prompt of the base.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of examples and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`InherentLimits`.

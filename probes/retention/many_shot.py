@@ -53,9 +53,7 @@ def many_shot_curve(
         shots: How many examples, one or several numbers; 0 is the question alone.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the examples and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "k shots" and "gain of k shots" (over the smallest number).

@@ -79,9 +79,7 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
         epochs: Passes over the training half.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of halves, training and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel` over items; ``group`` is observed, unobserved, "unobserved - observed", distance,

@@ -12,8 +12,8 @@ from interventions.training.soft_prompt import train_soft_prompt
 from interventions.training.trainer import Schedule
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.rewriting import retexted, text_of, with_demonstrations
+from probes.halves import in_first_half
 from probes.retention.codes import CODES
-from probes.retention.soft_prompt_split import halves_of
 from workbench.behaviour.scores import next_token_logits
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
@@ -95,9 +95,7 @@ def soft_scores(
     model: AdaptedModel, rows: Prompts, tokens: int, metric: Measure, options: dict[str, Any], seed: int
 ) -> np.ndarray:
     """Score by prompt behind a soft prompt that was trained on the other half of the prompts."""
-    first, _ = halves_of(rows, seed)
-    held = {id(row) for row in first}
-    inside = np.array([id(row) in held for row in rows])
+    inside = in_first_half(rows, seed)
     scores = np.zeros(len(rows))
     for train, test in ((inside, ~inside), (~inside, inside)):
         soft = train_soft_prompt(model, rows[train], tokens=tokens, also_read=[rows[test]],

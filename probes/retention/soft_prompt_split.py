@@ -14,11 +14,11 @@ from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import with_demonstrations
+from probes.halves import halves
 from probes.replay import counted
 from probes.results import Provenance
 from probes.series.answers import pair_members, updates_of
 from workbench.argument_checks import check_pair
-from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
@@ -72,9 +72,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         learning_rate: Step size of the soft prompt's training.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the halves, the training and intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``model`` is the weights, ``group`` "task, off", "task, on", "others, off", ..., and
@@ -85,7 +83,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
     """
     check_pair(pair, prompts)
     rows = Prompts.of(prompts)
-    train, test = halves_of(rows, seed)
+    train, test = halves(rows, seed)
     beside = None if others is None else Prompts.of(others)
     asked_rows = {"task": test} if beside is None else {
         "task": test, "others": with_demonstrations(beside, beside, shots, seed)
@@ -109,20 +107,6 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         measured=metric,
         heading="Soft prompt and weights",
     )  # fmt: skip
-
-
-def halves_of(rows: Prompts, seed: int) -> tuple[Prompts, Prompts]:
-    """Two halves; a group is never in both.
-
-    Raises:
-        UserError: There are too few groups for two halves of two.
-    """
-    groups = np.unique(rows.clusters)
-    if len(groups) < 4:
-        raise UserError(f"{len(groups)} prompts (or groups) cannot be halved to train and to test: give four or more.")
-    first = np.random.default_rng(seed).permutation(groups)[: len(groups) // 2]
-    inside = np.isin(rows.clusters, first)
-    return rows[inside], rows[~inside]
 
 
 def _random_prompt(pair: ModelPair, soft: SoftPrompt, seed: int) -> SoftPrompt:

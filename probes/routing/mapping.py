@@ -123,10 +123,8 @@ def routing_map(  # noqa: PLR0913
         rule: phatgoose, meteora, smora (ranks), mhr (multi-head, by task), soft (all of them weighed), even.
         top_k: Adapters (for smora, ranks) at work on a token.
         steps: Training steps of the router (of each adapter's gate, for phatgoose).
-        lr: Step size of the optimiser.
         batch_size: Prompts per step and pass.
         seed: Of halves, gates, batches and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`RoutingMap`. With rule=even nothing is routed, and every weight is one over the number of adapters.

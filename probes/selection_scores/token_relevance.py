@@ -85,7 +85,6 @@ def token_relevance(
         draws: Random choices of as many tokens.
         batch_size: Prompts per scored pass.
         seed: Of the random choices and the intervals.
-        progress: A bar.
 
     Returns:
         A :class:`TokenRelevance`.

@@ -125,7 +125,6 @@ def selection_trial(
         share: Share of each tensor's entries that is selected.
         retain: Prompts with answers of what the base could do, to measure forgetting.
         draws: Random selections of the same size per tensor.
-        batch_size: Prompts per forward pass.
         seed: Of the split and the random selections.
 
     Raises:

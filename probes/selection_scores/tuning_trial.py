@@ -18,6 +18,7 @@ from interventions.weightspace.selection_scores import top_mask
 from interventions.weightspace.swapping import base_parameters, swapped
 from probes.call_settings import call_settings
 from probes.grafting.tasks import Task
+from probes.halves import half_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, with_q
 from probes.series.answers import FEWEST, Answers
@@ -107,8 +108,6 @@ def tuning_trial(  # noqa: PLR0913
         share: Share of each matrix's entries; of the backward pass's cost for "budget".
         retain: Prompts with answers of what the base can do already.
         refresh: Steps until the entries are chosen anew; 0: never.
-        epochs: Passes over the training prompts.
-        learning_rate: Step size of the optimiser.
         batch_size: Prompts per step and per forward pass.
         draws: Random selections per rule.
         seed: Of the split, the order of training and the random selections.
@@ -185,12 +184,10 @@ class _Bench:
 
     @classmethod
     def of(cls, model: AdaptedModel, rows: Prompts, retain: Any, schedule: Schedule) -> _Bench:
-        groups = np.unique(rows.clusters)
-        fit = np.random.default_rng(schedule.seed).permutation(groups)[: len(groups) // 2]
-        inside = np.isin(rows.clusters, fit)
+        inside = half_of(rows.clusters, schedule.seed)
         if min(int(inside.sum()), int((~inside).sum())) < FEWEST:
             raise UserError(
-                f"{len(rows)} prompts in {len(groups)} groups are too few: {FEWEST} on either side are needed."
+                f"{len(rows)} prompts in {len(set(rows.clusters))} groups are too few: either side needs {FEWEST}."
             )
         answers = Answers.of(model, rows[np.flatnonzero(~inside)], 32)
         later = None if retain is None else Answers.of(model, retain, 32)

@@ -87,7 +87,6 @@ def adapter_bank(
         prompts: Rows with an answer, and a label that names their task.
         checkpoints: The other members: folders or hub ids.
         shots: Prompts of each task that pick, at most half of them.
-        batch_size: Prompts per forward pass.
         seed: Of the split and the intervals.
 
     Raises:

@@ -14,6 +14,7 @@ from interventions.weightspace.swapping import base_parameters
 from interventions.weightspace.task_vector import TaskVector
 from probes.grafting.language import AnswerRows, answer_rows
 from probes.grafting.tasks import Outcome, Task, outcome
+from probes.halves import half_of
 from probes.series.members import Members, difference, members_of
 from probes.weights.naming import key_of
 from workbench.errors import UserError
@@ -67,9 +68,7 @@ class Answers:
 
     def halves(self, seed: int) -> tuple[Task, Task]:
         """Rows to choose by and rows to report; a group is never in both."""
-        groups = np.unique(self.rows.clusters)
-        first = np.random.default_rng(seed).permutation(groups)[: len(groups) // 2]
-        inside = np.isin(self.rows.clusters, first)
+        inside = half_of(self.rows.clusters, seed)
         parts = np.flatnonzero(inside), np.flatnonzero(~inside)
         if min(len(part) for part in parts) < FEWEST // 2:
             raise UserError("The prompts have too few groups to choose on one half and report on the other.")

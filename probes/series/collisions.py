@@ -111,9 +111,7 @@ def ability_collisions(
         checkpoints: The other fine-tunes: folders or hub ids.
         skills: The column of the skill.
         density: Share of each tensor's entries, the largest, that are compared as a mask.
-        batch_size: Prompts per forward pass.
         seed: Of intervals, random signs and exchanges.
-        progress: A bar.
 
     Returns:
         An :class:`AbilityCollisions`; ``profile()`` is the table of shares.

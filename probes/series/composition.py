@@ -73,7 +73,6 @@ def sparse_composition(
         prompts: Rows with an answer, of both skills.
         checkpoints: The other fine-tune: one folder or hub id.
         densities: Shares of each tensor's entries that are taken of each update.
-        batch_size: Prompts per forward pass.
         seed: Of the control's signs.
 
     Raises:

@@ -81,7 +81,6 @@ def series_curve(
         prompts: Rows with an answer (and a distractor): for fairness, the unwanted word.
         checkpoints: The members before the final one: folders or hub ids, or a Trainer's output folder.
         draws: Resamples of the change's interval and random orders of its test.
-        batch_size: Prompts per forward pass.
         seed: Their seed.
 
     Raises:

@@ -104,9 +104,7 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
         train_batch_size: Rows per step.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the order, of training and of intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "strong labels: n", ``model`` how they were used.
@@ -245,9 +243,7 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         train_batch_size: Rows per step.
         metric: What is scored.
         max_new_tokens: Length of a generated answer.
-        batch_size: Prompts per forward pass.
         seed: Of the order, of training and of intervals.
-        progress: A bar.
 
     Returns:
         An :class:`EffectPanel`; ``group`` is "rows: n" or "category: c"; ``numbers`` hold the area under each curve.

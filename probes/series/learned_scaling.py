@@ -84,7 +84,6 @@ def learned_scaling(
         checkpoints: The other fine-tunes whose updates may be used.
         epochs: Passes over the training half.
         lr: Step size.
-        batch_size: Prompts per forward pass.
         seed: Of the split and of the control's signs.
 
     Raises:

@@ -110,7 +110,6 @@ def merge_test(
         rules: uniform, greedy, stock, ties, dare, dare_ties, or lego (ranks clustered; plain LoRAs alone).
         density: Share of the entries that ties and dare keep of each update.
         points: Points of the path between the first two members; below 3: no path.
-        batch_size: Prompts per forward pass.
         seed: Of the split, of dare and of the control's signs.
 
     Raises:

@@ -87,7 +87,6 @@ def online_offline(
         prompts: Rows with an answer, and a label that names their task, old and new ones.
         offline: The folder or hub id of the offline model or adapter.
         draws: Random second models of the control.
-        batch_size: Prompts per forward pass.
         seed: Of the random models and the intervals.
 
     Raises:

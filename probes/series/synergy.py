@@ -94,9 +94,7 @@ def merge_synergy(
         checkpoints: The other fine-tunes: folders or hub ids.
         sizes: Folders of further sizes; each holds ``base`` and its fine-tunes as folders beside it.
         rule: How updates are merged: their mean, Model Stock, or TIES.
-        batch_size: Prompts per forward pass.
         seed: Of intervals and random signs.
-        progress: A bar.
 
     Returns:
         A :class:`MergeSynergy`.

@@ -13,6 +13,7 @@ import torch
 from interventions.weightspace.merging import TwinMerge, twin_merging
 from interventions.weightspace.task_vector import TaskVector
 from probes.grafting.tasks import Task
+from probes.halves import half_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, with_q
 from probes.series.answers import Answers, pair_members, updates_of
@@ -97,7 +98,6 @@ def twin_merge(
         tasks: The label of each member, the tuned model's last; by default the labels in order of appearance.
         rank: Rank of each task's own part.
         layer: Layer whose residual the router reads; the middle one by default.
-        batch_size: Prompts per forward pass.
         seed: Of the split, the random router and the intervals.
 
     Raises:
@@ -171,9 +171,7 @@ def _order(answers: Answers) -> np.ndarray:
 
 
 def _halves(labels: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    groups = np.unique(clusters)
-    first = np.random.default_rng(seed).permutation(groups)[: len(groups) // 2]
-    inside = np.isin(clusters, first)
+    inside = half_of(clusters, seed)
     if len(np.unique(labels[inside])) < len(np.unique(labels)) or not (~inside).any():
         raise UserError("Half of the prompts do not hold every task: give more prompts of each.")
     return np.flatnonzero(inside), np.flatnonzero(~inside)

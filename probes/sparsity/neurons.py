@@ -125,9 +125,7 @@ def sparsity_curve(
         prompts: Prompts with answers.
         rule: What is compared: cats, the gate; wina, activation times column norm; magnitude, the activation.
         sparsities: Shares of neurons that shall not fire; by default 0.25, 0.5, 0.75 and 0.9.
-        batch_size: Prompts per forward pass.
         seed: Of halves, random neurons and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`SparsityCurve`. A base with itself fires alike everywhere.

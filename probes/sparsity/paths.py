@@ -101,9 +101,7 @@ def layer_paths(
         prompts: Prompts with answers.
         budget: The cost that a path may have, as a share of all layers tuned.
         small_cost: What a base's layer costs, beside 1 for a tuned one.
-        batch_size: Prompts per forward pass.
         seed: Of halves, random paths and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`LayerPaths`. Of a base with itself, tuned layers are never needed more than base ones.

@@ -158,9 +158,7 @@ def ways_to_turn(  # noqa: PLR0913
         max_new_tokens: Tokens that are generated for each answer.
         candidates: Directions that are tried by generation.
         controls: Random stand-ins of each way, ten or more; 0: none.
-        batch_size: Prompts per forward pass.
         seed: Of parts, stand-ins and resampling.
-        progress: A bar.
 
     Returns:
         A :class:`WaysToTurn`; ``.recipe(way, pair)`` gives a way's recipe.
@@ -194,7 +192,7 @@ def ways_to_turn(  # noqa: PLR0913
         finder = Finder(pair, choosing, named, settings, work)
         for name in ways or WAYS:
             before = passes.forward
-            way = finder.found(name)
+            way = finder.way(name)
             searched[name] = passes.forward - before
             if way is not None:
                 ways_found[name] = way

@@ -45,7 +45,7 @@ class Finder:
         self.base = self.trier.own("base")
         self._search: Search | None = None
 
-    def found(self, name: str) -> Way | None:
+    def way(self, name: str) -> Way | None:
         """The best way of that name; None where the model has nothing of the kind."""
         if name in SHARES:
             return Way(name)
@@ -77,11 +77,11 @@ class Finder:
     def _direction(self) -> Way:
         search = self._directions()
         best = search.best()
-        role, layers = search.found.roles.index(best.role), list(best.layers)
+        role, layers = search.directions.roles.index(best.role), list(best.layers)
         return Way(
             "direction",
             {"layers": layers, "strength": best.strength, "positions": best.positions},
-            {"directions": search.found.unit[role, layers], "means": search.found.other[role, layers]},
+            {"directions": search.directions.unit[role, layers], "means": search.directions.other[role, layers]},
         )
 
     def _steered(self) -> Way | None:
@@ -89,7 +89,7 @@ class Finder:
         search = self._directions()
         top = search.estimates.iloc[int(search.estimates["estimate"].to_numpy().argmax())]
         layer = int(top["layer"])
-        vector = search.found.contrast[search.found.roles.index(str(top["role"])), layer]
+        vector = search.directions.contrast[search.directions.roles.index(str(top["role"])), layer]
         return self._best([
             Way(
                 "steered away", {"layer": layer, "strength": strength, "positions": str(top["positions"])},

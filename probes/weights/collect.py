@@ -20,14 +20,14 @@ from workbench.typing import Float, Tensor
 
 @dataclass
 class Collector:
-    """Rows of the tables so far; ``k`` leading singular values, of which ``kept`` directions are kept."""
+    """Rows of the tables so far; ``k`` leading singular values, of which ``n_directions`` directions are kept."""
 
     layout: Layout
     stacks: Stacks = field(default_factory=Stacks)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """By stack, where a stack has another layout than ``layout``."""
     k: int = 16
-    kept: int = 4
+    n_directions: int = 4
     exact: bool | None = None
     modules: list[dict[str, Any]] = field(default_factory=list)
     heads: list[dict[str, Any]] = field(default_factory=list)
@@ -83,8 +83,8 @@ class Collector:
         self.directions[f"{name}/values"] = decomposition.values.cpu()
         if not sides:  # a model has thousands of experts
             return
-        self.directions[f"{name}/left"] = decomposition.left[:, : self.kept].contiguous().cpu()
-        self.directions[f"{name}/right"] = decomposition.right[:, : self.kept].contiguous().cpu()
+        self.directions[f"{name}/left"] = decomposition.left[:, : self.n_directions].contiguous().cpu()
+        self.directions[f"{name}/right"] = decomposition.right[:, : self.n_directions].contiguous().cpu()
 
     def _module_row(
         self,

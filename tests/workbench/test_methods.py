@@ -56,6 +56,15 @@ def test_a_name_is_registered_once() -> None:
             """Nothing."""
 
 
+def test_a_file_that_would_hide_its_function_is_told_so() -> None:
+    def shift() -> None:
+        """Nothing."""
+
+    shift.__module__ = "probes.shift"
+    with pytest.raises(ValueError, match=r"probes/shift.py would hide probes.shift: give the file another name"):
+        method("shift-of-nothing", group="heads", question="Which?")(shift)
+
+
 def test_options_come_from_signature_and_docstring() -> None:
     def probe(pair: str, *, k: int = 3, names: list[str] | None = None, exact: bool = False) -> None:
         """Something.

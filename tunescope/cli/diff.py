@@ -73,10 +73,10 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     if (near or outside or strengths) and not recipe:
         raise typer.BadParameter("this looks at recipes: give --recipe.", param_hint="--strengths, --near, --outside")
     where = placement(workers, executor, engine_settings)
-    from tunescope.cli.diff_run import Asked, compare
+    from tunescope.cli.diff_run import DiffRequest, compare
     from tunescope.cli.output import command_name, emit, progress_bar
 
-    request = Asked(
+    request = DiffRequest(
         base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics,
         behaviours=tuple(metric or ()), neutral=neutral, samples=samples, max_new_tokens=max_new_tokens,
         strengths=followed, follow=follow, near=near, outside=outside,

@@ -69,7 +69,7 @@ TEXTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class DiffRequest:
     """The options of the command."""
 
     base: str
@@ -118,7 +118,7 @@ class Chapter:
     """None where it is part of an earlier chapter's."""
     tables: dict[str, pd.DataFrame]
     figures: dict[str, Any]
-    kept: dict[str, pd.DataFrame] = field(default_factory=dict)
+    further_tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Tables that the run keeps and no report shows."""
 
 
@@ -126,7 +126,7 @@ class Chapter:
 class Compared:
     """Everything that was measured."""
 
-    asked: Asked
+    request: DiffRequest
     rows: Prompts
     behaviour: BehaviourDiff
     chapters: list[Chapter] = field(default_factory=list)
@@ -159,9 +159,9 @@ class Compared:
         """Fill the run: tables, figures, prompts, and the sections of a report; results are there already."""
         run.note(**dataclasses.asdict(self.behaviour.provenance))
         results = [result_file(name) for name in self.results]
-        run.keep_pair(self.asked.base, self.asked.tuned, self.rows, results=results)
+        run.keep_pair(self.request.base, self.request.tuned, self.rows, results=results)
         for chapter in self.chapters:
-            for name, table in {**chapter.tables, **chapter.kept}.items():
+            for name, table in {**chapter.tables, **chapter.further_tables}.items():
                 run.write_table(f"tables/{name}", table)
             for name, figure in chapter.figures.items():
                 run.write_text(f"figures/{name}.json", figure.to_json())
@@ -178,7 +178,7 @@ class Compared:
 class Bench:
     """What the command has read: models, prompts and recipes, each with its random stand-ins."""
 
-    asked: Asked
+    request: DiffRequest
     pair: ModelPair
     rows: Prompts
     neutral: Prompts | None
@@ -202,17 +202,17 @@ class Bench:
     @property
     def on(self) -> str:
         """The side the recipes are applied to."""
-        return self.asked.on
+        return self.request.on
 
     @property
     def shared(self) -> dict[str, Any]:
         """Options that every call takes."""
-        request = self.asked
+        request = self.request
         return {"seed": request.seed, "progress": self.progress, "max_new_tokens": request.max_new_tokens}
 
 
 def compare(
-    request: Asked, out: Path | None, progress: Progress, where: Placement | None = None
+    request: DiffRequest, out: Path | None, progress: Progress, where: Placement | None = None
 ) -> tuple[runs.Run, Compared]:
     """Measure all that was asked for, in a run that is listed from its first moment.
 
@@ -244,8 +244,8 @@ def _measured(bench: Bench) -> BehaviourDiff:
     return behaviour_diff(
         bench.pair, bench.rows, metrics=bench.metrics,
         controls={f"random, as {name}": draws for name, draws in bench.random.items() if draws},
-        controls_on=bench.on, neutral=bench.neutral, samples=bench.asked.samples, texts=True,
-        batch_size=bench.asked.batch_size, **side, **bench.shared,
+        controls_on=bench.on, neutral=bench.neutral, samples=bench.request.samples, texts=True,
+        batch_size=bench.request.batch_size, **side, **bench.shared,
     )  # fmt: skip
 
 
@@ -260,7 +260,7 @@ class Files(NamedTuple):
     metrics: list[str]
 
 
-def _files(request: Asked) -> Files:
+def _files(request: DiffRequest) -> Files:
     turns: dict[str, Any] = {"chat": request.chat, "system": request.system}
     rows = Prompts.load(request.prompts, **turns)
     neutral = None if request.neutral is None else Prompts.load(request.neutral)
@@ -276,7 +276,7 @@ def _files(request: Asked) -> Files:
     return Files(rows, neutral, near, outside, recipes, metrics)
 
 
-def _bench(request: Asked, files: Files, progress: Progress) -> Bench:
+def _bench(request: DiffRequest, files: Files, progress: Progress) -> Bench:
     pair = load_pair(
         request.base, request.tuned, device=request.device, dtype=request.dtype,
         allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code, template=request.template,
@@ -305,13 +305,13 @@ def _recipes(paths: Sequence[Path]) -> dict[str, Recipe]:
     return recipes
 
 
-def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, request: Asked) -> list[Recipe]:
+def _random(recipe: Recipe, model: AdaptedModel, rows: Prompts, request: DiffRequest) -> list[Recipe]:
     from probes.random_recipes import stand_ins
 
     return stand_ins(recipe, model, rows, request.draws, request.seed) if request.draws else []
 
 
-def _metrics(request: Asked, rows: Prompts, *, neutral: bool) -> list[str]:
+def _metrics(request: DiffRequest, rows: Prompts, *, neutral: bool) -> list[str]:
     """Those asked for; else those that the prompts allow, and the behaviours."""
     names = request.metrics
     if names is not None and names != "all":
@@ -356,11 +356,11 @@ def _behaviour(behaviour: BehaviourDiff, bench: Bench) -> list[Chapter]:
 def _dose(bench: Bench, finished: FinishedChapters, number: int, name: str) -> Chapter:
     from interventions.sweep import dose
 
-    metric = bench.asked.follow or next((metric for metric in bench.metrics if metric in DOSED), "kl")
+    metric = bench.request.follow or next((metric for metric in bench.metrics if metric in DOSED), "kl")
     key = f"dose-{number}"
     response = finished.result(key, DoseResponse, lambda: dose_response(
-        bench.pair, bench.rows, dose(bench.recipes[name]), bench.asked.strengths or (), metric=metric,
-        controls=[dose(recipe) for recipe in bench.random[name]], on=bench.on, batch_size=bench.asked.batch_size,
+        bench.pair, bench.rows, dose(bench.recipes[name]), bench.request.strengths or (), metric=metric,
+        controls=[dose(recipe) for recipe in bench.random[name]], on=bench.on, batch_size=bench.request.batch_size,
         neutral=bench.neutral, out_of_scope=bench.outside, **bench.shared,
     ))  # fmt: skip
     text = f"{response.summary()}. At strength 1 the recipe is as it was saved; 0 leaves the model as it is."
@@ -370,7 +370,7 @@ def _dose(bench: Bench, finished: FinishedChapters, number: int, name: str) -> C
 
 
 def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
-    changed: Any = is_refusal if bench.asked.changed == "refusal" else bench.asked.changed
+    changed: Any = is_refusal if bench.request.changed == "refusal" else bench.request.changed
     panel = finished.result("scope", ScopePanel, lambda: scope_panel(
         bench.pair, bench.recipes, bench.rows, bench.near, bench.outside,
         changed=changed, controls=bench.random, on=bench.on, **bench.shared,
@@ -381,13 +381,13 @@ def _scope(bench: Bench, finished: FinishedChapters) -> Chapter:
 
 
 def _split(bench: Bench, finished: FinishedChapters) -> Chapter:
-    metrics = [] if bench.asked.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
-    known = bench.asked.split == "known"
+    metrics = [] if bench.request.metrics is None else [metric for metric in bench.metrics if metric != "perplexity"]
+    known = bench.request.split == "known"
     first = ["refusal", "contained"] if known else ["accuracy", "confidence", "brier", "ece"]
     name, title = ("known", "Known and unknown questions") if known else ("sure", "Sure and unsure answers")
     parted = finished.result(name, PartedDiff, lambda: (known_unknown if known else sure_unsure)(
         bench.pair, bench.rows, bench.recipes if bench.on == "tuned" else None,
-        metrics=list(dict.fromkeys([*first, *metrics])), batch_size=bench.asked.batch_size, **bench.shared,
+        metrics=list(dict.fromkeys([*first, *metrics])), batch_size=bench.request.batch_size, **bench.shared,
     ))  # fmt: skip
     left_out = " Recipes on the base are left out here." if bench.on == "base" and bench.recipes else ""
     text = f"Divided by {parted.summary()}.{left_out}"

@@ -21,8 +21,8 @@ def with_other_models(
     """``recipe`` with the two models of every ``LogitShift`` at hand; any other recipe as it is.
 
     A recipe file holds these models by name and hash. They are the ``sides`` being steered where these have that hash,
-    else the ones ``given`` for the roles "tuned" and "base" (folders, hub ids; an adapter with its base), which are
-    loaded with ``options``. Raises :class:`UserError` for one that is missing, that has other weights than the recipe
+    else those that ``names`` has for the roles "tuned" and "base" (folders, hub ids; an adapter with its base), loaded
+    with ``options``. Raises :class:`UserError` for one that is missing, that has other weights than the recipe
     was made with, or that no shift asks for.
     """
     from interventions.logit_shift import LogitShift

@@ -48,7 +48,6 @@ def check(
     Args:
         contract: A contract, or its file.
         folder: Where its files are looked for; default: the file's folder, else the working one.
-        progress: A bar.
 
     Returns:
         Findings with verdict, interval, n, and the n that would decide what is undecided.

@@ -60,7 +60,6 @@ def tell_real(
     Args:
         home: The folder of the runs.
         seed: Of samples, draws and intervals.
-        progress: A bar.
         say: Where each finding is told as soon as it is there.
         questions: How many held-out questions are asked.
     """

@@ -98,7 +98,6 @@ class Checked:
         """Load, compute and write the run, which is listed as running meanwhile; one that is refused leaves nothing.
 
         Args:
-            progress: A bar.
             say: Where a notice goes, such as that both models are loaded after all.
 
         Returns:

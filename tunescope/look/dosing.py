@@ -27,7 +27,6 @@ def follow_dose(look: Look, name: str, progress: Progress) -> DoseResponse:
     Args:
         look: One whose candidates were tried.
         name: The candidate.
-        progress: A bar.
 
     Returns:
         The share of prompts that still show the behaviour at each strength, the range of random stand-ins where the

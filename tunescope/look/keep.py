@@ -27,7 +27,6 @@ def extend(look: Look, config: dict[str, Any], step: str, progress: Progress, ou
         look: Both models and the questions, with nothing found yet.
         config: Whatever tells this look from another.
         step: One of ``STEPS``; the last only writes.
-        progress: A bar.
         out: The run's folder; None: one in the runs' home, named by the configuration.
 
     Raises:
@@ -48,7 +47,6 @@ def extend_by_dose(look: Look, config: dict[str, Any], candidate: str, progress:
         look: Both models and the questions, with nothing found yet.
         config: The run's configuration.
         candidate: A recipe of the run.
-        progress: A bar.
         out: The run's folder.
 
     Raises:

@@ -64,11 +64,6 @@ class Look:
     recipe_sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Candidate -> the side it acts on, and how much of the tuning it is where it is that."""
 
-    @property
-    def told(self) -> list[tuple[str, str]]:
-        """(step, what it found), in order."""
-        return [(step, sentence) for step, note in self.notes.items() for sentence in note.sentences]
-
     def tell(self, step: str, sentence: str, *, found: bool = False) -> None:
         """Note what a step found; ``found``: something beyond the control."""
         self.notes[step] = self.notes.get(step, StepNote()).with_sentence(sentence, found=found)
@@ -88,7 +83,6 @@ def run_steps(look: Look, progress: Progress, say: Callable[[str], None]) -> Loo
 
     Args:
         look: The pair and its prompts; filled with what is found.
-        progress: A bar.
         say: Where each finding is told as soon as it is there.
     """
     for step in PASSES:

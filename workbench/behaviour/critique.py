@@ -54,7 +54,6 @@ def self_critique(
         yes: The word that says that the answer is right.
         no: The word that says that it is wrong.
         max_new_tokens: Tokens of its own answers at most.
-        batch_size: Prompts per forward pass.
     """
     rows = Prompts.of(prompts)
     said = answers if answers is not None else model.generate(rows, max_new_tokens=max_new_tokens)

@@ -74,7 +74,7 @@ class Trial:
     def work(self) -> Work:
         return Work(self.batch_size, self.options.progress)
 
-    def asked(self, family: dict[str, str]) -> list[str]:
+    def metrics_of(self, family: dict[str, str]) -> list[str]:
         """The metrics of one family that are wanted; calibration reads two of the next token's."""
         wanted = set(self.metrics) | ({"accuracy", "confidence"} if "ece" in self.metrics else set())
         return [name for name in dict.fromkeys([*self.metrics, *family]) if name in family and name in wanted]
@@ -83,14 +83,14 @@ class Trial:
         self, subject: Subject, prompts: Prompts | None = None, mode: str | None = None, *, warn: bool = True
     ) -> ScoredAnswers | None:
         """Which tokens of the answers are scored behind ``prompts``; None where no metric reads one."""
-        if not set(READ_ANSWERS) & set(self.asked(NEXT_TOKEN)):
+        if not set(READ_ANSWERS) & set(self.metrics_of(NEXT_TOKEN)):
             return None
         return scored_answers(subject, prompts or self.prompts, mode or self.options.scored, warn=warn)
 
     @property
     def generates(self) -> bool:
-        by_texts = bool(self.asked(CONTINUATION)) and self.options.continuation != "answer"
-        return bool(self.asked(TEXT)) or bool(self.behaviours) or self.options.texts or by_texts
+        by_texts = bool(self.metrics_of(CONTINUATION)) and self.options.continuation != "answer"
+        return bool(self.metrics_of(TEXT)) or bool(self.behaviours) or self.options.texts or by_texts
 
     @property
     def rules(self) -> list[Behaviour]:
@@ -123,7 +123,7 @@ def measure(compared: Sequence[Compared], trial: Trial) -> dict[str, Measured]:
 
 
 def _next_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
-    if not (metrics := trial.asked(NEXT_TOKEN)):
+    if not (metrics := trial.metrics_of(NEXT_TOKEN)):
         return
     scored = trial.scored(compared[0].subjects[0], compared[0].reads(trial.prompts))
     if scored is not None and scored.whole:
@@ -169,7 +169,7 @@ def _scored_batches(
 
 
 def _answers(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
-    if not (metrics := trial.asked(ANSWER)):
+    if not (metrics := trial.metrics_of(ANSWER)):
         return
     for variant in compared:
         for draw, subject in enumerate(variant.subjects):
@@ -180,7 +180,7 @@ def _answers(compared: Sequence[Compared], trial: Trial, measured: dict[str, Mea
 def _texts(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
     if not trial.generates:
         return
-    metrics, decoding = trial.asked(TEXT), trial.options.decoding(trial.seed)
+    metrics, decoding = trial.metrics_of(TEXT), trial.options.decoding(trial.seed)
     base: list[list[Reply]] | None = None
     for variant in compared:
         if variant.is_control and not (metrics or trial.behaviours):
@@ -196,7 +196,7 @@ def _texts(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measu
 
 
 def _per_token(compared: Sequence[Compared], trial: Trial, measured: dict[str, Measured]) -> None:
-    if not (metrics := trial.asked(CONTINUATION)):
+    if not (metrics := trial.metrics_of(CONTINUATION)):
         return
     base = compared[0].subjects[0]
     ids = [

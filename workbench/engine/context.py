@@ -34,7 +34,7 @@ class LooseCalls:
     """Forward passes that no ``generate`` made, for which nobody said how long the prompts are."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.warned = False
         """Whether it was said already that positions are not known."""
         self._last: Tensor | None = None
 

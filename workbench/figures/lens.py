@@ -72,12 +72,12 @@ def _grid(
         lambda text: escaped(shortened(visible(text), letters))
     )
     shown = part.assign(
-        told=[
+        hover=[
             f"after layer {line['layer']}, token {line['position']} {escaped(visible(line['token']))}<br>"
             f"{escaped(visible_line(line['top']))}<br>entropy {line['entropy']:.2f} nats, KL {line['kl']:.3g} nats"
             for line in part.to_dict("records")
         ]
-    ).pivot(index="layer", columns="position", values="told")
+    ).pivot(index="layer", columns="position", values="hover")
     figure.add_heatmap(
         z=wide.to_numpy().tolist(),
         x=wide.columns.tolist(),

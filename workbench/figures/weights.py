@@ -40,7 +40,3 @@ def layer_bars(table: pd.DataFrame, *, title: str = "", unit: str = "score") -> 
         figure, title, height=360, margin=dict(l=60, r=20, t=60, b=60), legend_below=0.3,
         xaxis=dict(title=dict(text="layer"), dtick=None if len(layers) > 40 else 1), y=unit,
     )  # fmt: skip
-
-
-# Okabe & Ito's colour-blind safe palette
-_DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")

@@ -64,7 +64,7 @@ def listing(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_file()))
 
 
-def found(names: Iterable[str], most: int = 8) -> str:
+def names_found(names: Iterable[str], most: int = 8) -> str:
     """``names`` as a phrase for an error message: 'found a, b' or 'it is empty'."""
     listed = sorted(names)
     if not listed:
@@ -119,7 +119,7 @@ def check_weights_listed(names: Sequence[str], where: str, *, adapter: bool, all
         return
     if gguf := [name for name in names if name.endswith(".gguf")]:
         raise UserError(f"{where} has no safetensors {what} but the file {gguf[0]}: give {where}/{gguf[0]} itself.")
-    raise UserError(f"{where} has no {what} weights: {expected} was expected, {found(names)}.")
+    raise UserError(f"{where} has no {what} weights: {expected} was expected, {names_found(names)}.")
 
 
 def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:

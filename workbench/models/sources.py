@@ -181,7 +181,7 @@ def _no_config(folder: Path, names: tuple[str, ...]) -> str:
         return f"{folder} is no model, its sub-folders are: give {folder / inner[-1]} (of {', '.join(inner)})."
     return (
         f"{folder} is neither a model nor an adapter: config.json or adapter_config.json was expected, "
-        f"{checkpoints.found(names)}."
+        f"{checkpoints.names_found(names)}."
     )
 
 
@@ -199,7 +199,7 @@ def _describe_repo(repo: hub.HubRepo, subfolder: str, flags: dict[str, Any]) -> 
     if "config.json" not in names and "adapter_config.json" not in names:
         raise UserError(
             f"The hub's {where} is neither a model nor an adapter: config.json or adapter_config.json was "
-            f"expected, {checkpoints.found(names)}."
+            f"expected, {checkpoints.names_found(names)}."
         )
     kind = _kind_of(names, where, flags["allow_pickle"])
     config = checkpoints.read_json(hub.fetch(repo, subfolder, [_config_name(kind)]) / _config_name(kind))

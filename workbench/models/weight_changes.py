@@ -80,14 +80,6 @@ def effective_delta(
     return (after - _weight(before, [], module_name).to(after.device)).float()
 
 
-@torch.no_grad()
-def effective_weight(model: Any, module_name: str, adapter: str | None = None) -> Float[Tensor, "out in"]:
-    """The weight acting at ``module_name`` with ``adapter`` on, float64; raises as ``effective_delta``."""
-    adapter = _known(model, adapter)
-    module, _ = _find(model, module_name, adapter)
-    return _weight(module, [adapter] if adapter is not None else acting_adapters(module), module_name)
-
-
 def factors(model: Any, module_name: str, adapter: str | None = None) -> Factors | None:
     """The low-rank factors of a plain LoRA at ``module_name``, not copied; None for every other adapter.
 

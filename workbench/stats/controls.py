@@ -40,9 +40,9 @@ def random_units(
     seed: int = 0,
     overlap: bool = False,
 ) -> list[list[Unit]]:
-    """``draws`` sets of (layer, unit) with as many units in every layer as ``chosen``, in order.
+    """``draws`` sets of (layer, unit) with as many units in every layer as ``units``, in order.
 
-    Chosen units are left out unless ``overlap``; a layer with too few others is drawn from as a whole. At
+    Those units are left out unless ``overlap``; a layer with too few others is drawn from as a whole. At
     least ten draws. ``units_per_layer`` is the number of heads (experts) of each layer.
     """
     check_draws(draws)

@@ -48,7 +48,7 @@ def share_intervals(
 
 
 def with_exact_change(intervals: Intervals, values: np.ndarray, clusters: np.ndarray | None = None) -> Intervals:
-    """``found``, the intervals of paired changes of shares ``[prompt, *cell]``, with an exact end where every prompt
+    """``intervals``, those of paired changes of shares ``[prompt, *cell]``, with an exact end where every prompt
     turned the same way. A share of turns p with no turn back is the change itself, which lies between its exact lower
     bound and 1."""
     return _exact(intervals, (-1, 1), _trials(values, clusters), LEVEL)
