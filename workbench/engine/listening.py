@@ -221,7 +221,18 @@ def generation_of(
         rows=prompt.shape[0],
         attention_mask=mask if mask is not None and not bool(mask.all()) else None,
         beams=beams,
+        most=_most(settings, kwargs, given.shape[1]),
     )
+
+
+def _most(settings: Any, kwargs: dict[str, Any], columns: int) -> int | None:
+    """New tokens at most, as ``generate`` was told; ``max_new_tokens`` counts before ``max_length``."""
+    for source in (kwargs.get, lambda name: getattr(settings, name, None)):
+        if (new := source("max_new_tokens")) is not None:
+            return int(new)
+        if (length := source("max_length")) is not None:
+            return max(0, int(length) - columns)
+    return None
 
 
 @lru_cache(maxsize=256)
