@@ -93,8 +93,9 @@ class OffsetSchedule(SiteIntervention):
             return
         idle = sum(place * self.every > most for place in range(len(self.weights)))
         warnings.warn(
-            f"The schedule's last weight is for {last} tokens behind the prompt, and the text ends after {most} at most: "
-            f"{idle} of {len(self.weights)} weights are never reached. Give a larger max_new_tokens, or a smaller every.",
+            f"The schedule's last weight is for {last} tokens behind the prompt, and the text ends after {most} at "
+            f"most: {idle} of {len(self.weights)} weights are never reached. Give a larger max_new_tokens, or a "
+            "smaller every.",
             ScheduleWarning,
             stacklevel=2,
         )

@@ -227,11 +227,11 @@ def generation_of(
 
 def _most(settings: Any, kwargs: dict[str, Any], columns: int) -> int | None:
     """New tokens at most, as ``generate`` was told; ``max_new_tokens`` counts before ``max_length``."""
-    for source in (kwargs.get, lambda name: getattr(settings, name, None)):
-        if (new := source("max_new_tokens")) is not None:
-            return int(new)
-        if (length := source("max_length")) is not None:
-            return max(0, int(length) - columns)
+    for given in (kwargs, {name: getattr(settings, name, None) for name in ("max_new_tokens", "max_length")}):
+        if given.get("max_new_tokens") is not None:
+            return int(given["max_new_tokens"])
+        if given.get("max_length") is not None:
+            return max(0, int(given["max_length"]) - columns)
     return None
 
 
