@@ -97,13 +97,14 @@ def switching_curve(
     behaviour: Annotated[Behaviour, As("behaviour")],
     ranking: Annotated[ExpertMap | Sequence[str], As("experts")],
     counts: Sequence[int] = (1, 2, 4, 8),
-    mode: Mode = "replace",
+    mode: Mode = "drop_renorm",
     **options: Any,
 ) -> SwitchingCurve:
     """Generate with the first n experts of ``ranking`` switched, for every n of ``counts``, and score the responses.
 
     ``subject``: a model, or a pair (its tuned model). ``behaviour(response, prompt)`` is true/false or a number.
-    ``mode``: how an expert is switched off (see ``interventions.ExpertSwitch``), or ``force`` for on.
+    ``mode``: how an expert is switched off (see ``interventions.ExpertSwitch``; by default as in the paper, weight 0
+    and the rest renormalised), or ``force`` for on.
     ``options``: see :class:`SwitchOptions`. Counts above the length of the ranking are a :class:`UserError`.
 
     Args:
