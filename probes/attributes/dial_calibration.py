@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ REACHES = np.array([-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0])
 PLAIN = len(REACHES) // 2
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Writes texts along directions; :class:`probes.attributes.dial_texts.DialTexts` in earnest."""
 
