@@ -227,11 +227,13 @@ def generation_of(
 
 def _most(settings: Any, kwargs: dict[str, Any], columns: int) -> int | None:
     """New tokens at most, as ``generate`` was told; ``max_new_tokens`` counts before ``max_length``."""
-    for given in (kwargs, {name: getattr(settings, name, None) for name in ("max_new_tokens", "max_length")}):
-        if given.get("max_new_tokens") is not None:
-            return int(given["max_new_tokens"])
-        if given.get("max_length") is not None:
-            return max(0, int(given["max_length"]) - columns)
+    named = {name: getattr(settings, name, None) for name in ("max_new_tokens", "max_length")}
+    for given in (kwargs, named):
+        new, length = given.get("max_new_tokens"), given.get("max_length")
+        if new is not None:
+            return int(new)
+        if length is not None:
+            return max(0, int(length) - columns)
     return None
 
 
