@@ -125,7 +125,7 @@ class _Reading:
         if term.ablated:
             if term.factor < 0:
                 raise UserError(f"{self._sign(term.ablated)}: what is ablated is taken out already; write + for -.")
-            part = Recipe([self._ablation(one) for one in part], part.made_with)
+            part = Recipe([self._ablation(step) for step in part], part.made_with)
         part = part * term.factor
         if term.layers is not None:
             part = self._at_layers(part, term.layers)
@@ -139,16 +139,16 @@ class _Reading:
         entry = self.book[name]
         return Recipe([entry]) if isinstance(entry, Intervention) else entry
 
-    def _ablation(self, one: Intervention) -> ConceptAblation:
-        """What takes out the direction that ``one`` adds; an ablation stays what it is."""
-        if isinstance(one, ConceptAblation):
-            return one
-        if not isinstance(one, Offset):
+    def _ablation(self, step: Intervention) -> ConceptAblation:
+        """What takes out the direction that ``step`` adds; an ablation stays what it is."""
+        if isinstance(step, ConceptAblation):
+            return step
+        if not isinstance(step, Offset):
             raise UserError(
-                f"{self._sign(self.term.ablated)}: {one.kind} of {self.term.name!r} adds no direction that could be "
+                f"{self._sign(self.term.ablated)}: {step.kind} of {self.term.name!r} adds no direction that could be "
                 "ablated; an Offset does."
             )
-        return ConceptAblation(one.layer, one.vector, site=one.site, positions=one.positions, when=one.when)
+        return ConceptAblation(step.layer, step.vector, site=step.site, positions=step.positions, when=step.when)
 
     def _at_layers(self, part: Recipe, layers: str) -> Recipe:
         first, _, last = layers.replace("L", "").partition("-")
@@ -156,10 +156,10 @@ class _Reading:
         sign = self._sign(self.term.columns["layers"])
         if not numbers:
             raise UserError(f"{sign}: {layers} holds no layer; the lower number comes first.")
-        for one in part:
-            if not hasattr(one, "layer"):
-                raise UserError(f"{sign}: {one.kind} of {self.term.name!r} acts at no layer of its own; leave out at.")
-        moved = [replace(one, layer=number) for one in part for number in numbers]  # type: ignore[type-var]
+        for step in part:
+            if not hasattr(step, "layer"):
+                raise UserError(f"{sign}: {step.kind} of {self.term.name!r} acts at no layer of its own; leave out at.")
+        moved = [replace(step, layer=number) for step in part for number in numbers]  # type: ignore[type-var]
         return Recipe(moved, part.made_with)
 
     def _at_positions(self, part: Recipe, positions: str) -> Recipe:
@@ -169,35 +169,35 @@ class _Reading:
         except UserError as error:
             near = get_close_matches(positions, _RESPONSE, n=1)
             raise UserError(f"{sign}: {error}{f' Did you mean @{near[0]}?' if near else ''}") from None
-        for one in part:
-            if "positions" not in one.scopes:
+        for step in part:
+            if "positions" not in step.scopes:
                 raise UserError(
-                    f"{sign}: {one.kind} of {self.term.name!r} acts at no positions of its own; leave out the @."
+                    f"{sign}: {step.kind} of {self.term.name!r} acts at no positions of its own; leave out the @."
                 )
-        return Recipe([replace(one, positions=positions) for one in part], part.made_with)  # type: ignore[type-var]
+        return Recipe([replace(step, positions=positions) for step in part], part.made_with)  # type: ignore[type-var]
 
     def _gated(self, part: Recipe, name: str) -> Recipe:
         column = self.term.columns["gate"]
-        gates = {gate for one in self._entry(name, column) if (gate := _gate_of(one)) is not None}
+        gates = {gate for step in self._entry(name, column) if (gate := _gate_of(step)) is not None}
         if len(gates) != 1:
             raise UserError(
                 f"{self._sign(column)}: {name!r} has {len(gates) or 'no'} gate{'s' * (len(gates) > 1)}: behind when "
                 "stands a recipe whose interventions have one gate (keep one with probes.fit_gate(...).recipe())."
             )
-        for one in part:
-            if not isinstance(one, SiteIntervention):
+        for step in part:
+            if not isinstance(step, SiteIntervention):
                 raise UserError(
-                    f"{self._sign(column)}: {one.kind} of {self.term.name!r} takes no gate; leave out when."
+                    f"{self._sign(column)}: {step.kind} of {self.term.name!r} takes no gate; leave out when."
                 )
         (gate,) = gates
-        return Recipe([replace(one, when=gate) for one in part], part.made_with)  # type: ignore[type-var]
+        return Recipe([replace(step, when=gate) for step in part], part.made_with)  # type: ignore[type-var]
 
     def _sign(self, column: int) -> str:
         return f"Sign {column} of {self.text!r}"
 
 
-def _gate_of(one: Intervention) -> Gate | None:
-    return one.when if isinstance(one, SiteIntervention) else None
+def _gate_of(step: Intervention) -> Gate | None:
+    return step.when if isinstance(step, SiteIntervention) else None
 
 
 def _terms(text: str) -> list[_Term]:

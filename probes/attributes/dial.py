@@ -163,7 +163,7 @@ def intensity_dial(  # noqa: PLR0913
 
     On one half of the prompts sampled texts are scored by the attribute, which is counted and not judged
     (``workbench.behaviour.linguistic``), and the direction is the covariance of score and mean state, prompt by prompt.
-    There too strengths up to ``reach`` either way are tried: the dial goes from the fluent texts with least of the
+    There too strengths up to ``reach`` either way are candidates: the dial goes from the fluent texts with least of the
     attribute to those with most, so it may lie on one side of the plain texts alone, and in equal steps of the
     attribute between. On the other half range, calibration, consistency and monotonicity are measured, and for either
     side of the plain texts whether it has any range (``sides``).
@@ -179,7 +179,7 @@ def intensity_dial(  # noqa: PLR0913
             the choosing half.
         reach: The largest strength either way, in mean norms of the site.
         dearest: The largest perplexity of fluent texts under the plain model, in multiples of the plain texts'.
-        samples: Sampled texts per prompt, from which the direction is found.
+        samples: Sampled texts per prompt, from which the direction is drafts.
         off_target: Other attributes whose change is reported; by default readability, repetition and variety.
         controls: Random directions, of which each prompt meets two; 0: none.
         max_new_tokens: Tokens of a text at most.
@@ -212,8 +212,8 @@ def intensity_dial(  # noqa: PLR0913
     bar.start(f"intensity dial: {plan.texts} texts of up to {max_new_tokens} tokens", plan.batches(batch_size))
     work = Work(batch_size, JoinedProgress(bar))
     with counted(model) as passes:
-        found = _samples(model, choosing, rule, places, Decoding(max_new_tokens, samples, seed=seed), work)
-        place, vector, curve = _best_layer(model, choosing, rule, places, found, reach, dearest, max_new_tokens, work)
+        drafts = _samples(model, choosing, rule, places, Decoding(max_new_tokens, samples, seed=seed), work)
+        place, vector, curve = _best_layer(model, choosing, rule, places, drafts, reach, dearest, max_new_tokens, work)
         drawn = list(random_directions(vector, draws=controls, seed=seed)) if controls else []
         trial = DialTexts(model, place, [vector, *drawn], max_new_tokens, work)
         settings = curve.settings()
@@ -227,8 +227,8 @@ def intensity_dial(  # noqa: PLR0913
         table=_table(values, settings, ends, fluency, cut, reported, seed),
         control=f"{controls} random directions of the same norm, each prompt under two of them or more",
         provenance=Provenance.of("intensity_dial", model, rows, seed=seed, forward_passes=passes.forward),
-        attribute=rule.name, numbers=_numbers(values / found.sd, ends / found.sd, reported, seed),
-        sides=_sides(values, read(reported, plain, rule), ends, found.sd, settings, cut, reported, seed),
+        attribute=rule.name, numbers=_numbers(values / drafts.sd, ends / drafts.sd, reported, seed),
+        sides=_sides(values, read(reported, plain, rule), ends, drafts.sd, settings, cut, reported, seed),
         plain_cut=_cut(plain), off_target=off, layer=place, vector=vector,
         settings=[float(setting) for setting in settings], resampled=units_of(reported.clusters),
     )  # fmt: skip
@@ -306,7 +306,7 @@ def _samples(
 
 
 def _best_layer(
-    model: AdaptedModel, rows: Prompts, rule: Behaviour, layers: Sequence[int], found: _Samples, reach: float,
+    model: AdaptedModel, rows: Prompts, rule: Behaviour, layers: Sequence[int], drafts: _Samples, reach: float,
     dearest: float, max_new_tokens: int, work: Work,
 ) -> tuple[int, Tensor, Curve]:  # fmt: skip
     """(layer, one mean norm along its direction, response curve) where the range is longest.
@@ -314,15 +314,17 @@ def _best_layer(
     Raises:
         UserError: States vary with the attribute at no layer.
     """
-    tried: list[tuple[int, Tensor, Curve]] = []
-    for layer, slope, size in zip(layers, found.slopes, found.sizes, strict=True):
+    candidates: list[tuple[int, Tensor, Curve]] = []
+    for layer, slope, size in zip(layers, drafts.slopes, drafts.sizes, strict=True):
         if bool(slope.any()):
             vector = slope / slope.norm() * size
             writer = DialTexts(model, layer, [vector], max_new_tokens, work)
-            tried.append((layer, vector, curve_of(writer, rows, rule, found.greedy, reach=reach, dearest=dearest)))
-    if not tried:
+            candidates.append(
+                (layer, vector, curve_of(writer, rows, rule, drafts.greedy, reach=reach, dearest=dearest))
+            )
+    if not candidates:
         raise UserError(f"States do not vary with {rule.name} at layer {layers[0]}: choose another layer.")
-    return max(tried, key=lambda one: one[2].range)
+    return max(candidates, key=lambda candidate: candidate[2].range)
 
 
 def _reported(

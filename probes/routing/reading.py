@@ -21,21 +21,21 @@ def adapter_weights(
     Example:
         ``adapter_weights(base, router, [3, 4, 5])["model.layers.0.mlp.down_proj"].mean(0)``
     """
-    taken: dict[str, Tensor] = {}
+    weights_by_module: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
         def read(_module: Any, args: Any) -> None:
-            taken[path] = router.by_adapter(path, args[0].detach()).float()
+            weights_by_module[path] = router.by_adapter(path, args[0].detach()).float()
 
         return read
 
-    given = torch.as_tensor(ids)
+    tokens = torch.as_tensor(ids)
     handles = [submodule(model.inner, path).register_forward_pre_hook(keep(path)) for path in router.down]
     try:
         with iv.Recipe([router]).applied(model):
-            model.forward(given if given.ndim > 1 else given[None], logits=None)
+            model.forward(tokens if tokens.ndim > 1 else tokens[None], logits=None)
     finally:
         for handle in handles:
             handle.remove()
-    shape = given.shape
-    return {path: weights.reshape(*shape, -1).cpu().numpy() for path, weights in taken.items()}
+    shape = tokens.shape
+    return {path: weights.reshape(*shape, -1).cpu().numpy() for path, weights in weights_by_module.items()}
