@@ -163,7 +163,7 @@ def intensity_dial(  # noqa: PLR0913
 
     On one half of the prompts sampled texts are scored by the attribute, which is counted and not judged
     (``workbench.behaviour.linguistic``), and the direction is the covariance of score and mean state, prompt by prompt.
-    There too strengths up to ``reach`` either way are candidates: the dial goes from the fluent texts with least of the
+    There too strengths up to ``reach`` either way are tried: the dial goes from the fluent texts with least of the
     attribute to those with most, so it may lie on one side of the plain texts alone, and in equal steps of the
     attribute between. On the other half range, calibration, consistency and monotonicity are measured, and for either
     side of the plain texts whether it has any range (``sides``).
@@ -179,7 +179,7 @@ def intensity_dial(  # noqa: PLR0913
             the choosing half.
         reach: The largest strength either way, in mean norms of the site.
         dearest: The largest perplexity of fluent texts under the plain model, in multiples of the plain texts'.
-        samples: Sampled texts per prompt, from which the direction is drafts.
+        samples: Sampled texts per prompt, from which the direction is found.
         off_target: Other attributes whose change is reported; by default readability, repetition and variety.
         controls: Random directions, of which each prompt meets two; 0: none.
         max_new_tokens: Tokens of a text at most.
