@@ -1,4 +1,5 @@
-"""Attention in the mask of sdpa, and arithmetic on the logits of an adapter pair, beside the plain steps they need.
+"""Attention in the mask of sdpa, arithmetic on the logits of an adapter pair, and recorded routers over adapters,
+beside the plain steps they need.
 
     python benchmarks/decode_time.py [--rounds N] [--width N] [--layers N] [--tokens N]
 
@@ -24,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interventions as iv
 from benchmarks.timing import hardware, rounds_of
+from probes.routing.reading import adapter_weights
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts.encode import Encoded
@@ -117,13 +119,43 @@ def arithmetic(width: int, layers: int, tokens: int, rounds: int) -> dict[str, A
     }
 
 
+def routing(width: int, layers: int, rounds: int) -> dict[str, Any]:
+    """The weights of a router over four adapters, recorded, beside the same pass with the router alone."""
+    model, generator = AdaptedModel(llama(width, layers), None), torch.Generator().manual_seed(0)
+    paths = [
+        f"model.layers.{layer}.{name}" for layer in range(layers) for name in ("self_attn.o_proj", "mlp.down_proj")
+    ]
+    shapes = {path: model.inner.get_submodule(path).weight.shape for path in paths}
+    router = iv.AdapterRouting(
+        list("abcd"),
+        {path: torch.randn(4, 8, shape[1], generator=generator) * 0.01 for path, shape in shapes.items()},
+        {path: torch.randn(4, shape[0], 8, generator=generator) * 0.01 for path, shape in shapes.items()},
+        {path: torch.randn(4, shape[1], generator=generator) for path, shape in shapes.items()},
+        "meteora",
+    )
+    ids = batch(ROWS).input_ids.repeat(1, 8)
+    alone = Encoded(ids, torch.ones_like(ids))
+
+    def routed() -> Any:
+        with iv.Recipe([router]).applied(model):
+            return model.forward(alone, logits=None)
+
+    taken = rounds_of({"routed": routed, "recorded": lambda: adapter_weights(model, router, ids)}, rounds=rounds)
+    return {"router recorded, over the router alone": taken.against("recorded", "routed").to_dict()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rounds", 7), ("width", 512), ("layers", 8), ("tokens", 24)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     sizes = (arguments.width, arguments.layers, arguments.tokens, arguments.rounds)
-    figures = {"hardware": hardware(), **attention(*sizes), **arithmetic(*sizes)}
+    figures = {
+        "hardware": hardware(),
+        **attention(*sizes),
+        **arithmetic(*sizes),
+        **routing(arguments.width, arguments.layers, arguments.rounds),
+    }
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
 
 

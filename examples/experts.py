@@ -66,6 +66,7 @@ curve = probes.switching_curve(
     lambda response, _prompt: response.split()[:1] == ["sorry"],
     moved,
     counts=(1, 2, 3),
+    mode="replace",
     max_new_tokens=1,
 )
 curve.frame().sort_values("count")

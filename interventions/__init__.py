@@ -40,6 +40,7 @@ _HOMES = {
     "RewardHead": "training.reward_head",
     "Run": "source_run",
     "Schedule": "training.trainer",
+    "ScheduleWarning": "offset_schedule",
     "SinkHandover": "sink_handover",
     "SoftPrompt": "training.soft_prompt",
     "Stage": "training.stages",

@@ -30,6 +30,7 @@ from interventions.logit_shift import LogitShift as LogitShift
 from interventions.norms import mean_norm as mean_norm
 from interventions.offset import Offset as Offset
 from interventions.offset_schedule import OffsetSchedule as OffsetSchedule
+from interventions.offset_schedule import ScheduleWarning as ScheduleWarning
 from interventions.one_line import recipe_from_text as recipe_from_text
 from interventions.other_models import VocabularyWarning as VocabularyWarning
 from interventions.patch import Patch as Patch
@@ -133,6 +134,7 @@ __all__ = [
     "RewardHead",
     "Run",
     "Schedule",
+    "ScheduleWarning",
     "SinkHandover",
     "SoftPrompt",
     "Stage",

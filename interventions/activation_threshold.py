@@ -15,6 +15,7 @@ from torch import nn
 from interventions.base import Intervention
 from interventions.scope import Scope, blend
 from interventions.strength import Amount, Number, Strength, as_strength, multiplied, working
+from interventions.trace import watch
 from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
 from workbench.engine.hub import SiteHook
@@ -116,8 +117,8 @@ class ActivationThreshold(Intervention):
         return replace(self, strength=multiplied(self.strength, factor))
 
     def _change(self, model: AdaptedModel, layer: int, threshold: float) -> Callable[[Any, ForwardContext], Any]:
-        scope, amount = Scope(self.positions), Amount(self.strength)
-        silent = self._silent(model, layer, threshold)
+        scope, amount, write = Scope(self.positions), Amount(self.strength), watch()
+        silent, site = self._silent(model, layer, threshold), Site("mlp_post", layer).name
 
         def change(value: Tensor, ctx: ForwardContext) -> Tensor | None:
             selection = scope(ctx)
@@ -130,7 +131,10 @@ class ActivationThreshold(Intervention):
             else:
                 exact = value.to(working(value.dtype))
                 new = torch.where(off, exact * (1.0 - share), exact).to(value.dtype)
-            return blend(selection, new, value)
+            new = blend(selection, new, value)
+            if write is not None:
+                write(layer, site, value, new, ctx)
+            return new
 
         return change
 

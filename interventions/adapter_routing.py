@@ -15,6 +15,7 @@ from torch import nn
 from interventions.base import Intervention
 from interventions.scope import Scope
 from interventions.strength import Amount, Number, Strength, as_strength, multiplied, working
+from interventions.trace import NO_LAYER, watch
 from workbench.engine.context import ForwardContext
 from workbench.engine.families import submodule
 from workbench.engine.positions import PositionSpec, Where, where
@@ -193,7 +194,8 @@ class AdapterRouting(Intervention):
 
     def _hook(self, model: AdaptedModel, path: str) -> Callable[..., Any]:
         hub, view = model.hub, model.role
-        scope, amount = Scope(self.positions), Amount(self.strength)
+        scope, amount, write = Scope(self.positions), Amount(self.strength), watch()
+        layer = _layer_of(path, f"{model.hub.family.layers}.")
 
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             ctx: ForwardContext | None = hub.context
@@ -208,9 +210,17 @@ class AdapterRouting(Intervention):
             if not selection.everything:
                 assert selection.mask is not None
                 moved = torch.where(selection.mask[..., None], moved, 0.0)
-            return (value + moved.to(value.dtype)).view(output.shape)
+            new = value + moved.to(value.dtype)
+            if write is not None:
+                write(layer, path, value, new, ctx)
+            return new.view(output.shape)
 
         return hook
+
+
+def _layer_of(path: str, stem: str) -> int:
+    """The layer that a module belongs to."""
+    return int(path.removeprefix(stem).split(".")[0]) if path.startswith(stem) else NO_LAYER
 
 
 def _standardised(value: Float[Tensor, "*place in"]) -> Float[Tensor, "*place in"]:

@@ -13,6 +13,7 @@ import torch
 from interventions.other_models import READING, Reader
 from interventions.scope import Scope
 from interventions.shared_batch import shared_batch
+from interventions.trace import NO_LAYER, watch
 from workbench.engine.context import ForwardContext
 from workbench.engine.positions import PositionSpec, Where
 from workbench.errors import NotSupported
@@ -29,6 +30,7 @@ class LogitHook(ABC):
     def __init__(self, positions: PositionSpec | Where, model: AdaptedModel) -> None:
         self.hub, self.view = model.hub, model.role
         self.scope = Scope(positions)
+        self.watch = watch()
 
     @abstractmethod
     def read(self, kwargs: dict[str, Any], ctx: ForwardContext, cache: Any) -> tuple[Tensor, ...]:
@@ -77,6 +79,8 @@ class LogitHook(ABC):
         if not scope.everything:
             assert scope.mask is not None
             new = torch.where(_kept(scope.mask, kwargs.get("logits_to_keep", 0))[..., None], new, own)
+        if self.watch is not None:
+            self.watch(NO_LAYER, "logits", own, new, ctx)
         if isinstance(output, tuple):
             return (new, *output[1:])
         output.logits = new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,10 @@ from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.stats.controls import random_directions
 from workbench.typing import Tensor
+
+
+class ScheduleWarning(UserWarning):
+    """A schedule is longer than the text that it steers."""
 
 
 @method(
@@ -81,12 +86,28 @@ class OffsetSchedule(SiteIntervention):
         between = torch.lerp(knots[low], knots[high], place - low)
         return torch.where(n < 0, float(self.prompt), between)
 
+    def _check_reach(self, most: int | None) -> None:
+        """Say when the text ends before the schedule does."""
+        last = (len(self.weights) - 1) * self.every
+        if most is None or last <= most:
+            return
+        idle = sum(place * self.every > most for place in range(len(self.weights)))
+        warnings.warn(
+            f"The schedule's last weight is for {last} tokens behind the prompt, and the text ends after {most} at "
+            f"most: {idle} of {len(self.weights)} weights are never reached. Give a larger max_new_tokens, or a "
+            "smaller every.",
+            ScheduleWarning,
+            stacklevel=2,
+        )
+
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """One addition at one site."""
         amount = Amount(self.strength)
         vector = Prepared.constant(lambda: self.vector, trained=self._trains(self.vector))
 
         def change(value: Tensor, ctx: ForwardContext) -> Tensor:
+            if ctx.start == 0 and ctx.generation is not None:
+                self._check_reach(ctx.generation.most)
             n = ctx.index - (ctx.prompt_lengths[:, None] - 1)
             weight = self._weights(n)[..., None].to(working(value.dtype)) * amount(value, ctx)
             return (value.to(weight.dtype) + weight * vector(value, ctx)).to(value.dtype)

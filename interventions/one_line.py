@@ -7,26 +7,38 @@
 ``formal @generated``          at these positions instead of its own; the same words as everywhere
 ``formal @response``           where the answer is written: the last token of the prompt and all new ones
 ``formal @"all - first"``      positions that hold a space stand in quotes
+``formal at L12``              at this layer instead of its own; ``at L10-L14``: at each of these
+``ablate formal``              its directions taken out, where it would add them; ``0.5*ablate``: half
+``formal when animals``        only where the gate of the recipe ``animals`` is open
 =============================  =====================================================================
 
-A position belongs to the term in front of it. A name may hold hyphens (``refuse-animals``), so put spaces around minus.
+What stands behind a name belongs to that term, each at most once, in any order. A name may hold hyphens
+(``refuse-animals``), so put spaces around minus; ``at``, ``when`` and ``ablate`` are no names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
-from interventions.base import Intervention
+from interventions.base import Intervention, SiteIntervention
+from interventions.concept_ablation import ConceptAblation
+from interventions.gate import Gate
+from interventions.offset import Offset
 from interventions.recipe import Recipe
 from workbench.engine.positions import check_positions
 from workbench.errors import UserError, unknown_name
 
+KEYWORDS = ("at", "when", "ablate")
+"""Words of the grammar, which a book takes for no name."""
 _TOKENS = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)"
-    r"|(?P<name>[A-Za-z_](?:[\w.]|-(?=[A-Za-z_]))*)"
+    r"|(?P<ablate>ablate)(?![\w.-])"
+    r"|at\s+(?P<layers>L\d+(?:-L\d+)?)(?![\w.])"
+    r"|when\s+(?P<gate>[A-Za-z_](?:[\w.]|-(?=[A-Za-z_]))*)"
+    r"|(?!(?:at|when)(?![\w.-]))(?P<name>[A-Za-z_](?:[\w.]|-(?=[A-Za-z_]))*)"
     r'|@(?:"(?P<quoted>[^"]*)"|(?P<positions>[^\s"*@]+))'
     r"|(?P<sign>[+-])|(?P<star>\*))"
 )
@@ -34,19 +46,24 @@ _EXPECTED = {
     "start": "a name or a number",
     "factor": "* and a name",
     "times": "a name",
-    "name": "+, - or @positions",
-    "placed": "+ or -",
+    "verb": "a name",
 }
+_BEHIND = {"positions": "@positions", "layers": "at L12", "gate": "when and a name"}
+"""What may stand behind a name, and what an error calls it."""
 _RESPONSE = {"response": "last+generated"}
 """A word of lines alone, and what it is in the language of positions."""
 _NEXT = {
     ("start", "number"): "factor",
     ("start", "name"): "name",
+    ("start", "ablate"): "verb",
     ("factor", "star"): "times",
     ("times", "name"): "name",
+    ("times", "ablate"): "verb",
+    ("verb", "name"): "name",
     ("name", "sign"): "start",
-    ("name", "positions"): "placed",
-    ("placed", "sign"): "start",
+    ("name", "positions"): "name",
+    ("name", "layers"): "name",
+    ("name", "gate"): "name",
 }
 
 
@@ -55,8 +72,13 @@ class _Term:
     factor: float = 1.0
     name: str = ""
     column: int = 0
+    ablated: int = 0
+    """The column of the word; 0: it is not there."""
     positions: str | None = None
-    positions_column: int = 0
+    layers: str | None = None
+    gate: str | None = None
+    columns: dict[str, int] = field(default_factory=dict)
+    """Where what stands behind the name begins."""
 
 
 def recipe_from_text(text: str, book: Mapping[str, Recipe | Intervention]) -> Recipe:
@@ -71,40 +93,111 @@ def recipe_from_text(text: str, book: Mapping[str, Recipe | Intervention]) -> Re
 
     Raises:
         UserError: The line breaks the grammar, has a name that the book lacks (the closest is told), unknown
-            positions, or positions for an intervention that has none. The error says at which sign.
+            positions, or asks an intervention for what it has not (positions, a layer, directions, a gate). The error
+            says at which sign.
 
     Example:
         ``recipe_from_text("0.5*formal - 0.2*verbose @generated", {"formal": Offset(...), "verbose": Offset(...)})``
     """
     whole = Recipe()
     for term in _terms(text):
-        if term.name not in book:
-            raise UserError(f"Sign {term.column} of {text!r}: {unknown_name('name', term.name, book)}")
-        entry = book[term.name]
-        part = (Recipe([entry]) if isinstance(entry, Intervention) else entry) * term.factor
-        whole = whole + (part if term.positions is None else _placed(part, term, text))
+        whole = whole + _Reading(text, book, term).recipe()
     return whole
 
 
 def names_in(text: str) -> list[str]:
     """The names that a line is written with, each once. Raises :class:`UserError` where it breaks the grammar."""
-    return list(dict.fromkeys(term.name for term in _terms(text)))
+    return list(dict.fromkeys(name for term in _terms(text) for name in (term.name, term.gate) if name))
 
 
-def _placed(recipe: Recipe, term: _Term, text: str) -> Recipe:
-    """``recipe`` at the term's positions."""
-    place = f"Sign {term.positions_column} of {text!r}"
-    try:
-        check_positions(term.positions)
-    except UserError as error:
-        near = get_close_matches(str(term.positions), _RESPONSE, n=1)
-        raise UserError(f"{place}: {error}{f' Did you mean @{near[0]}?' if near else ''}") from None
-    for intervention in recipe:
-        if "positions" not in intervention.scopes:
+@dataclass(frozen=True)
+class _Reading:
+    """One term of a line, read with the book."""
+
+    text: str
+    book: Mapping[str, Recipe | Intervention]
+    term: _Term
+
+    def recipe(self) -> Recipe:
+        """The term's interventions, with everything that stands around its name."""
+        term = self.term
+        part = self._entry(term.name, term.column)
+        if term.ablated:
+            if term.factor < 0:
+                raise UserError(f"{self._sign(term.ablated)}: what is ablated is taken out already; write + for -.")
+            part = Recipe([self._ablation(step) for step in part], part.made_with)
+        part = part * term.factor
+        if term.layers is not None:
+            part = self._at_layers(part, term.layers)
+        if term.positions is not None:
+            part = self._at_positions(part, term.positions)
+        return part if term.gate is None else self._gated(part, term.gate)
+
+    def _entry(self, name: str, column: int) -> Recipe:
+        if name not in self.book:
+            raise UserError(f"{self._sign(column)}: {unknown_name('name', name, self.book)}")
+        entry = self.book[name]
+        return Recipe([entry]) if isinstance(entry, Intervention) else entry
+
+    def _ablation(self, step: Intervention) -> ConceptAblation:
+        """What takes out the direction that ``step`` adds; an ablation stays what it is."""
+        if isinstance(step, ConceptAblation):
+            return step
+        if not isinstance(step, Offset):
             raise UserError(
-                f"{place}: {intervention.kind} of {term.name!r} acts at no positions of its own; leave out the @."
+                f"{self._sign(self.term.ablated)}: {step.kind} of {self.term.name!r} adds no direction that could be "
+                "ablated; an Offset does."
             )
-    return Recipe([replace(intervention, positions=term.positions) for intervention in recipe], recipe.made_with)  # type: ignore[type-var]
+        return ConceptAblation(step.layer, step.vector, site=step.site, positions=step.positions, when=step.when)
+
+    def _at_layers(self, part: Recipe, layers: str) -> Recipe:
+        first, _, last = layers.replace("L", "").partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        sign = self._sign(self.term.columns["layers"])
+        if not numbers:
+            raise UserError(f"{sign}: {layers} holds no layer; the lower number comes first.")
+        for step in part:
+            if not hasattr(step, "layer"):
+                raise UserError(f"{sign}: {step.kind} of {self.term.name!r} acts at no layer of its own; leave out at.")
+        moved = [replace(step, layer=number) for step in part for number in numbers]  # type: ignore[type-var]
+        return Recipe(moved, part.made_with)
+
+    def _at_positions(self, part: Recipe, positions: str) -> Recipe:
+        sign = self._sign(self.term.columns["positions"])
+        try:
+            check_positions(positions)
+        except UserError as error:
+            near = get_close_matches(positions, _RESPONSE, n=1)
+            raise UserError(f"{sign}: {error}{f' Did you mean @{near[0]}?' if near else ''}") from None
+        for step in part:
+            if "positions" not in step.scopes:
+                raise UserError(
+                    f"{sign}: {step.kind} of {self.term.name!r} acts at no positions of its own; leave out the @."
+                )
+        return Recipe([replace(step, positions=positions) for step in part], part.made_with)  # type: ignore[type-var]
+
+    def _gated(self, part: Recipe, name: str) -> Recipe:
+        column = self.term.columns["gate"]
+        gates = {gate for step in self._entry(name, column) if (gate := _gate_of(step)) is not None}
+        if len(gates) != 1:
+            raise UserError(
+                f"{self._sign(column)}: {name!r} has {len(gates) or 'no'} gate{'s' * (len(gates) > 1)}: behind when "
+                "stands a recipe whose interventions have one gate (keep one with probes.fit_gate(...).recipe())."
+            )
+        for step in part:
+            if not isinstance(step, SiteIntervention):
+                raise UserError(
+                    f"{self._sign(column)}: {step.kind} of {self.term.name!r} takes no gate; leave out when."
+                )
+        (gate,) = gates
+        return Recipe([replace(step, when=gate) for step in part], part.made_with)  # type: ignore[type-var]
+
+    def _sign(self, column: int) -> str:
+        return f"Sign {column} of {self.text!r}"
+
+
+def _gate_of(step: Intervention) -> Gate | None:
+    return step.when if isinstance(step, SiteIntervention) else None
 
 
 def _terms(text: str) -> list[_Term]:
@@ -114,16 +207,25 @@ def _terms(text: str) -> list[_Term]:
         terms[-1].factor, at = -1.0 if leading[1] == "-" else 1.0, leading.end()
     while text[at:].strip():
         token = _TOKENS.match(text, at)
-        kind = None if token is None else token.lastgroup
-        after = _NEXT.get((state, "positions" if kind == "quoted" else str(kind)))
+        kind = "" if token is None else str(token.lastgroup).replace("quoted", "positions")
+        after = _NEXT.get((state, kind))
         start = at + len(text[at:]) - len(text[at:].lstrip())
-        if token is None or kind is None or after is None:
-            raise UserError(f"Sign {start + 1} of {text!r} is {text[start]!r}: expected {_EXPECTED[state]}.")
-        _take(terms, kind, token[kind], start + 1)
+        if token is None or after is None or kind in terms[-1].columns:
+            raise UserError(f"Sign {start + 1} of {text!r} is {text[start]!r}: expected {_expected(state, terms[-1])}.")
+        column = token.start("gate") if kind == "gate" else start
+        _take(terms, kind, token[str(token.lastgroup)], column + 1)
         state, at = after, token.end()
-    if state not in ("name", "placed"):
+    if state != "name":
         raise UserError(f"{text!r} ends too early: expected {_EXPECTED[state]}.")
     return terms
+
+
+def _expected(state: str, term: _Term) -> str:
+    """What may come next; behind a name what is not there yet."""
+    if state != "name":
+        return _EXPECTED[state]
+    *others, last = ["+", "-", *(said for kind, said in _BEHIND.items() if kind not in term.columns)]
+    return f"{', '.join(others)} or {last}"
 
 
 def _take(terms: list[_Term], kind: str, value: str, column: int) -> None:
@@ -133,7 +235,10 @@ def _take(terms: list[_Term], kind: str, value: str, column: int) -> None:
         term.factor *= float(value)
     elif kind == "name":
         term.name, term.column = value, column
-    elif kind in ("positions", "quoted"):
-        term.positions, term.positions_column = _RESPONSE.get(value, value), column
+    elif kind == "ablate":
+        term.ablated = column
+    elif kind in _BEHIND:
+        setattr(term, kind, _RESPONSE.get(value, value) if kind == "positions" else value)
+        term.columns[kind] = column
     elif kind == "sign":
         terms.append(_Term(-1.0 if value == "-" else 1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -70,22 +70,24 @@ class Recipe:
         with ExitStack() as stack:
             if lengths is not None:
                 stack.enter_context(adapted.hooked([], prompt_lengths=lengths))
-            for step in self._steps(adapted, log if trace else None):
-                stack.enter_context(adapted.hooked(step) if isinstance(step, list) else step.entered(adapted))
+            for place, step in self._steps(adapted, log if trace else None):
+                with log.watching(place, step.kind) if trace and isinstance(step, Intervention) else nullcontext():
+                    stack.enter_context(adapted.hooked(step) if isinstance(step, list) else step.entered(adapted))
             yield log
 
-    def _steps(self, model: AdaptedModel, log: Trace | None) -> list[Intervention | list[SiteHook]]:
-        """What to enter, in order: the hooks of neighbouring interventions at sites go on together."""
-        steps: list[Intervention | list[SiteHook]] = []
+    def _steps(self, model: AdaptedModel, log: Trace | None) -> list[tuple[int, Intervention | list[SiteHook]]]:
+        """What to enter, in order, with its number: the hooks of neighbouring interventions at sites go on together."""
+        steps: list[tuple[int, Intervention | list[SiteHook]]] = []
         for place, intervention in enumerate(self.interventions):
             if not isinstance(intervention, SiteIntervention):
-                steps.append(intervention)
+                steps.append((place, intervention))
             elif hooks := intervention.hooks(model):
                 hooks = hooks if log is None else [log.watched(hook, place, intervention.kind) for hook in hooks]
-                if steps and isinstance(steps[-1], list):
-                    steps[-1] += hooks
+                before = steps[-1][1] if steps else None
+                if isinstance(before, list):
+                    before += hooks
                 else:
-                    steps.append(hooks)
+                    steps.append((place, hooks))
         return steps
 
     def check(self, model: Any) -> None:

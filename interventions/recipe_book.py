@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from interventions.exchange.control_vectors import from_gguf
+from interventions.one_line import KEYWORDS
 from interventions.recipe import Recipe
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
@@ -69,6 +70,8 @@ class RecipeBook(Mapping[str, Recipe]):
         Raises:
             UserError: The name cannot stand in a line, or is taken.
         """
+        if name in KEYWORDS:
+            raise UserError(f"{name!r} is a word of the grammar of lines: take another name.")
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"{name!r} cannot be a name in a line: begin with a letter, go on with letters, digits, _ and dots."

@@ -58,7 +58,11 @@ class TokenRules(Intervention):
         where(self.positions)
         object.__setattr__(self, "strength", as_strength(self.strength))
         # keys of a recipe file are text, so a number is written #17
-        biases = {f"#{word}" if isinstance(word, int) else str(word): float(bias) for word, bias in self.biases.items()}
+        biases: dict[str, float] = {}
+        for word, bias in self.biases.items():
+            name = f"#{word}" if isinstance(word, int) else str(word)
+            if biases.setdefault(name, float(bias)) != float(bias):
+                raise UserError(f"The word {name!r} has two biases, {biases[name]:g} and {bias:g}: give one.")
         object.__setattr__(self, "biases", biases)
         if not all(map(math.isfinite, (self.end_ramp, self.repeated, *biases.values()))):
             raise UserError("Scores of rules are finite numbers: a word that may never come gets a bias such as -50.")

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 import interventions as iv
+from probes.attributes.dial_calibration import POINTS, REACHES, Curve, curve_of, read
 from probes.attributes.dial_texts import DialTexts, Turned, control_texts
 from probes.attributes.text_states import mean_size, text_states
 from probes.halves import halves
@@ -34,9 +35,9 @@ from workbench.prompts.encode import encode
 from workbench.stats.controls import check_draws, random_directions
 from workbench.typing import Float, Tensor
 
-POINTS = 5
-"""Settings of the dial that are measured, and strengths that it is calibrated on."""
 DRAWS = 1_000
+CUT = 0.1
+"""From this share of plain texts on, the summary says that the limit of new tokens hides a part of the attribute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class IntensityDial(ProbeResult):
 
     ``table``: dial (0 to 1), strength (of the offset, in mean norms of the site); ``score``, the attribute in texts,
     with interval; ``wanted``, where a straight line between the ends lies; ``control``, the attribute under random
-    directions (at both ends; NaN between); ``perplexity`` of the texts under the plain model.
+    directions (at both ends; NaN between); ``perplexity`` of the texts under the plain model; ``cut``, the share of
+    texts that the limit of new tokens ended.
     """
 
     attribute: str
@@ -55,6 +57,12 @@ class IntensityDial(ProbeResult):
     standard deviations of the attribute in plain samples, and ``monotonicity`` (Kendall's tau of setting and mean
     attribute: 1 where every step up is more of it); ``control`` is the range under random directions, and 0 for
     monotonicity, which is what settings in random order have."""
+    sides: pd.DataFrame
+    """side (less, more), strength of that end; score, how far its texts lie on that side of the plain ones, in standard
+    deviations of plain samples, with low, high; control, that under random directions; ``usable``: low is above 0, and
+    score above the control; cut, as in the table."""
+    plain_cut: float
+    """Share of the plain texts that the limit of new tokens ended."""
     off_target: pd.DataFrame
     """dial, attribute, change (in standard deviations of plain samples, from the plain text)."""
     layer: int
@@ -100,9 +108,24 @@ class IntensityDial(ProbeResult):
         )
         return (
             f"{self.attribute} at L{self.layer}: {said} (standard deviations of plain samples, a tau); range under "
-            f"random directions {self.numbers['control'].iloc[0]:.2f}; intervals over {self.resampled}; "
-            f"control: {self.control}"
+            f"random directions {self.numbers['control'].iloc[0]:.2f}; {self._said_of_sides()}; intervals over "
+            f"{self.resampled}; control: {self.control}"
         )
+
+    def _said_of_sides(self) -> str:
+        """What each side of the plain texts has, and what the limit of new tokens hides."""
+        said = [
+            f"{row.side} than the plain texts by {row.score:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.usable else
+            f"nothing {row.side} than the plain texts beyond chance ({row.score:.2f} [{row.low:.2f}, {row.high:.2f}], "
+            f"random directions {row.control:.2f})"
+            for row in self.sides.itertuples()
+        ]  # fmt: skip
+        if self.plain_cut > CUT:
+            said.append(
+                f"{self.plain_cut:.0%} of the plain texts end at the limit of new tokens and hide what would come "
+                "behind it: give a larger max_new_tokens"
+            )
+        return "; ".join(said)
 
 
 @method(
@@ -115,7 +138,7 @@ class IntensityDial(ProbeResult):
         "AttriCtrl: Fine-Grained Control of Aesthetic Attribute Intensity in Diffusion Models",
     ),
     cost=(
-        "22 texts per two prompts as it stands: 7 samples and 4 strengths of the one, 6 settings and 4 random "
+        "23 texts per two prompts as it stands: 7 samples and 6 strengths of the one, 6 settings and 4 random "
         "directions of the other; it says how many before the first, and --dry-run --timed how long they take"
     ),
     example="--attribute punctuation --samples 4 --max-new-tokens 8",
@@ -125,8 +148,9 @@ def intensity_dial(  # noqa: PLR0913
     prompts: Prompts | Sequence[object],
     attribute: str = "length",
     *,
-    layer: int | float | str = 0.5,
+    layers: Any = 0.5,
     reach: float = 0.4,
+    dearest: float = 3.0,
     samples: int = 6,
     off_target: list[str] | None = None,
     controls: int = 10,
@@ -139,8 +163,10 @@ def intensity_dial(  # noqa: PLR0913
 
     On one half of the prompts sampled texts are scored by the attribute, which is counted and not judged
     (``workbench.behaviour.linguistic``), and the direction is the covariance of score and mean state, prompt by prompt.
-    There too strengths are mapped so that the attribute rises in a straight line. On the other half range, calibration,
-    consistency and monotonicity are measured.
+    There too strengths up to ``reach`` either way are tried: the dial goes from the fluent texts with least of the
+    attribute to those with most, so it may lie on one side of the plain texts alone, and in equal steps of the
+    attribute between. On the other half range, calibration, consistency and monotonicity are measured, and for either
+    side of the plain texts whether it has any range (``sides``).
 
     AttriCtrl learns an embedding of the value in [0, 1] for an image model. Carried over is the scalar in [0, 1] with a
     learned map to what is added to the states (a strength along one direction), and the two checks of it.
@@ -149,8 +175,10 @@ def intensity_dial(  # noqa: PLR0913
         subject: A model, or a pair (its tuned model).
         prompts: What the texts answer.
         attribute: What is turned: length, readability, punctuation, pronouns, or any behaviour of a text.
-        layer: Where the offset acts: an index, or a fraction of the depth.
+        layers: Where the offset may act: indices or fractions of depth; of several, the one with the longest range on
+            the choosing half.
         reach: The largest strength either way, in mean norms of the site.
+        dearest: The largest perplexity of fluent texts under the plain model, in multiples of the plain texts'.
         samples: Sampled texts per prompt, from which the direction is found.
         off_target: Other attributes whose change is reported; by default readability, repetition and variety.
         controls: Random directions, of which each prompt meets two; 0: none.
@@ -162,41 +190,46 @@ def intensity_dial(  # noqa: PLR0913
         An :class:`IntensityDial`; ``.recipe(0.7)`` is the recipe at a setting.
 
     Raises:
-        UserError: An attribute that never varies in the samples, fewer than two samples, or a reach of 0.
+        UserError: An attribute that never varies in the samples, fewer than two samples, a reach of 0, or a ``dearest``
+            below 1.
     """
     check_subject(subject)
     model: AdaptedModel = getattr(subject, "tuned", subject)
     if samples < 2 or not reach > 0:
         raise UserError("Give two samples or more, so that texts of a prompt can differ, and a reach above 0.")
+    if dearest < 1:
+        raise UserError(f"dearest is {dearest}: plain texts have 1 by definition, so give 1 or more.")
     if controls:
         check_draws(controls)
     rule = read_behaviour(attribute)
     others = ["readability", "repetition", "variety"] if off_target is None else off_target
-    (place,) = resolve_layers(layer, model.n_layers)
+    places = resolve_layers(layers, model.n_layers)
     rows = Prompts.of(prompts)
     choosing, reported = halves(rows, seed)
-    plan = _Plan(len(choosing), len(reported), samples, controls)
+    plan = _Plan(len(choosing), len(reported), samples, controls, len(places))
     bar = progress or Silent()
     bar.start(f"intensity dial: {plan.texts} texts of up to {max_new_tokens} tokens", plan.batches(batch_size))
     work = Work(batch_size, JoinedProgress(bar))
     with counted(model) as passes:
-        vector, sd, middle = _direction(
-            model, choosing, rule, place, Decoding(max_new_tokens, samples, seed=seed), work
-        )  # fmt: skip
+        drafts = _samples(model, choosing, rule, places, Decoding(max_new_tokens, samples, seed=seed), work)
+        place, vector, curve = _best_layer(model, choosing, rule, places, drafts, reach, dearest, max_new_tokens, work)
         drawn = list(random_directions(vector, draws=controls, seed=seed)) if controls else []
         trial = DialTexts(model, place, [vector, *drawn], max_new_tokens, work)
-        settings = _calibrated(trial, choosing, rule, reach, middle)
+        settings = curve.settings()
         replies, plain, ends = _reported(trial, reported, rule, settings)
-        values = np.array([_read(reported, reply, rule) for reply in replies])
+        values = np.array([read(reported, reply, rule) for reply in replies])
         off = _off_target(reported, [other for other in others if other != rule.name], replies, plain)
         fluency = trial.perplexities(reported, replies)
     bar.finish()
+    cut = [_cut(texts) for texts in replies]
     return IntensityDial(
-        table=_table(values, settings, ends, fluency, reported, seed),
+        table=_table(values, settings, ends, fluency, cut, reported, seed),
         control=f"{controls} random directions of the same norm, each prompt under two of them or more",
         provenance=Provenance.of("intensity_dial", model, rows, seed=seed, forward_passes=passes.forward),
-        attribute=rule.name, numbers=_numbers(values / sd, ends / sd, reported, seed), off_target=off, layer=place,
-        vector=vector, settings=[float(setting) for setting in settings], resampled=units_of(reported.clusters),
+        attribute=rule.name, numbers=_numbers(values / drafts.sd, ends / drafts.sd, reported, seed),
+        sides=_sides(values, read(reported, plain, rule), ends, drafts.sd, settings, cut, reported, seed),
+        plain_cut=_cut(plain), off_target=off, layer=place, vector=vector,
+        settings=[float(setting) for setting in settings], resampled=units_of(reported.clusters),
     )  # fmt: skip
 
 
@@ -213,12 +246,14 @@ class _Plan:
     reported: int
     samples: int
     controls: int
+    layers: int
 
     @property
-    def loops(self) -> tuple[int, int, int]:
-        """Texts of each loop: samples, calibration, report."""
+    def loops(self) -> tuple[int, ...]:
+        """Texts of each loop: samples, calibration of each layer, report."""
         control = len(control_texts(self.reported, self.controls, (0.0, 1.0))) if self.controls else 0
-        return (self.samples + 1) * self.choosing, (POINTS - 1) * self.choosing, (POINTS + 1) * self.reported + control
+        calibration = [(len(REACHES) - 1) * self.choosing] * self.layers
+        return (self.samples + 1) * self.choosing, *calibration, (POINTS + 1) * self.reported + control
 
     @property
     def texts(self) -> int:
@@ -227,43 +262,68 @@ class _Plan:
 
     def batches(self, batch_size: int) -> int:
         """Batches that are written or, at the end, read."""
-        return sum(-(-texts // batch_size) for texts in (*self.loops, POINTS * self.reported))
+        readings = [len(REACHES) * self.choosing] * self.layers + [POINTS * self.reported]
+        return sum(-(-texts // batch_size) for texts in (*self.loops, *readings))
 
 
-def _direction(
-    model: AdaptedModel, rows: Prompts, rule: Behaviour, layer: int, decoding: Decoding, work: Work
-) -> tuple[Tensor, float, float]:
-    """(one mean norm along the covariance of attribute and state, standard deviation of the attribute, its mean in
-    greedy texts)."""
+@dataclass(frozen=True)
+class _Samples:
+    """What the model writes by itself on the choosing half."""
+
+    greedy: list[Reply]
+    slopes: Float[Tensor, "layer d_model"]
+    """Covariance of the attribute and the texts' mean states, within prompts."""
+    sizes: list[float]
+    """The mean norm of the states, by layer."""
+    sd: float
+    """Of the attribute in samples."""
+
+
+def _samples(
+    model: AdaptedModel, rows: Prompts, rule: Behaviour, layers: Sequence[int], decoding: Decoding, work: Work
+) -> _Samples:
+    """Sampled texts, their attribute and the direction in which their states vary with it.
+
+    Raises:
+        UserError: The attribute never varies within a prompt.
+    """
     ids = encode(rows, model.tokenizer, model.max_positions)
     drawn = generate_replies(Subject("samples", model), rows, decoding, work)
-    scores = np.array([[rule(reply.text, row) for reply in replies] for row, replies in zip(rows, drawn, strict=True)])
-    greedy, sampled = scores[:, 0], scores[:, 1:]
     texts = [list(reply.ids) for replies in drawn for reply in replies[1:]]
     before = [row for row, replies in zip(ids, drawn, strict=True) for _ in replies[1:]]
-    states = text_states(model, before, texts, [layer], work.batch_size)[:, 0].view(*sampled.shape, -1)
-    centred = torch.from_numpy(sampled - sampled.mean(1, keepdims=True)).float()
+    scores = np.array([
+        [rule(reply.text, row) for reply in replies[1:]] for row, replies in zip(rows, drawn, strict=True)
+    ])  # fmt: skip
+    centred = torch.from_numpy(scores - scores.mean(1, keepdims=True)).float()
     if not bool(centred.any()):
         raise UserError(f"{rule.name} is the same in all samples of every prompt, so nothing shows its direction.")
-    slope = torch.einsum("ps,psd->d", centred, states - states.mean(1, keepdim=True))
-    if not bool(slope.any()):
-        raise UserError(f"States do not vary with {rule.name} at layer {layer}: choose another layer.")
-    vector = slope / slope.norm() * mean_size(states.flatten(0, 1))
-    return vector, float(sampled.std()) or 1.0, float(greedy.mean())
+    flat = text_states(model, before, texts, layers, work.batch_size)
+    states = flat.unflatten(0, scores.shape)
+    slopes = torch.einsum("ps,psld->ld", centred, states - states.mean(1, keepdim=True))
+    sizes = [mean_size(flat[:, place]) for place in range(len(layers))]
+    return _Samples([replies[0] for replies in drawn], slopes, sizes, float(scores.std()) or 1.0)
 
 
-def _calibrated(
-    trial: DialTexts, rows: Prompts, rule: Behaviour, reach: float, middle: float
-) -> Float[np.ndarray, " point"]:
-    """The strength at each setting; ``middle``: the attribute without any offset."""
-    strengths = np.linspace(-reach, reach, POINTS)
-    places = [place for place in range(POINTS) if place != POINTS // 2]
-    texts = [Turned(row, 0, float(strengths[place])) for place in places for row in range(len(rows))]
-    replies = trial.replies(rows, texts)
-    curve = np.full(POINTS, middle)
-    for number, place in enumerate(places):
-        curve[place] = _read(rows, replies[number * len(rows) : (number + 1) * len(rows)], rule).mean()
-    return inverted(strengths, curve)
+def _best_layer(
+    model: AdaptedModel, rows: Prompts, rule: Behaviour, layers: Sequence[int], drafts: _Samples, reach: float,
+    dearest: float, max_new_tokens: int, work: Work,
+) -> tuple[int, Tensor, Curve]:  # fmt: skip
+    """(layer, one mean norm along its direction, response curve) where the range is longest.
+
+    Raises:
+        UserError: States vary with the attribute at no layer.
+    """
+    candidates: list[tuple[int, Tensor, Curve]] = []
+    for layer, slope, size in zip(layers, drafts.slopes, drafts.sizes, strict=True):
+        if bool(slope.any()):
+            vector = slope / slope.norm() * size
+            writer = DialTexts(model, layer, [vector], max_new_tokens, work)
+            candidates.append(
+                (layer, vector, curve_of(writer, rows, rule, drafts.greedy, reach=reach, dearest=dearest))
+            )
+    if not candidates:
+        raise UserError(f"States do not vary with {rule.name} at layer {layers[0]}: choose another layer.")
+    return max(candidates, key=lambda candidate: candidate[2].range)
 
 
 def _reported(
@@ -281,20 +341,24 @@ def _reported(
     return parts[:-1], parts[-1], ends
 
 
-def _read(rows: Prompts, replies: Sequence[Reply], rule: Behaviour) -> Float[np.ndarray, " prompt"]:
-    return np.array([rule(reply.text, row) for reply, row in zip(replies, rows, strict=True)])
+def _cut(replies: Sequence[Reply]) -> float:
+    """The share of texts that the limit of new tokens ended."""
+    return float(np.mean([not reply.ended for reply in replies]))
 
 
-def inverted(strengths: Float[np.ndarray, " point"], curve: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
-    """The strengths at which a response curve, made monotone, reaches equal steps between its ends."""
-    rising = curve if curve[-1] >= curve[0] else curve[::-1]
-    order = strengths if curve[-1] >= curve[0] else strengths[::-1]
-    monotone = np.maximum.accumulate(rising)
-    wanted = np.linspace(rising[0], monotone[-1], len(strengths))
-    steps = monotone + np.arange(len(monotone)) * 1e-9 * max(1.0, float(np.abs(monotone).max()))  # no flat places
-    inverse = np.interp(wanted, steps, order)
-    inverse[0], inverse[-1] = order[0], order[-1]
-    return inverse
+def _sides(
+    values: Float[np.ndarray, "point prompt"], plain: Float[np.ndarray, " prompt"],
+    ends: Float[np.ndarray, "end prompt"], sd: float, settings: np.ndarray, cut: list[float], rows: Prompts, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """How far the dial's ends lie from the plain texts, to the side that they are for."""
+    lines: list[dict[str, Any]] = []
+    for side, end, sign in (("less", 0, -1.0), ("more", -1, 1.0)):
+        own = scored(sign * (values[end] - plain) / sd, seed=seed, clusters=rows.clusters)
+        control = float((sign * (ends[end] - plain) / sd).mean()) if ends.size else float("nan")
+        usable = own["low"] > 0 and not own["score"] <= control
+        lines.append({"side": side, "strength": float(settings[end]), **own, "control": control, "usable": usable,
+                      "cut": cut[end]})  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def dial_numbers(values: Float[np.ndarray, "point prompt"]) -> tuple[float, float, float, float]:
@@ -328,26 +392,27 @@ def _off_target(
     lines = []
     for name in names:
         rule = read_behaviour(name)
-        before = _read(rows, plain, rule)
+        before = read(rows, plain, rule)
         scale = float(before.std()) or 1.0
         for dial, texts in zip(np.linspace(0, 1, len(replies)), replies, strict=True):
-            change = (_read(rows, texts, rule) - before).mean() / scale
+            change = (read(rows, texts, rule) - before).mean() / scale
             lines.append({"dial": float(dial), "attribute": name, "change": float(change)})
     return pd.DataFrame(lines, columns=["dial", "attribute", "change"])
 
 
 def _table(
-    values: np.ndarray, settings: np.ndarray, ends: np.ndarray, fluency: list[float], rows: Prompts, seed: int
-) -> pd.DataFrame:
+    values: np.ndarray, settings: np.ndarray, ends: np.ndarray, fluency: list[float], cut: list[float], rows: Prompts,
+    seed: int,
+) -> pd.DataFrame:  # fmt: skip
     means = values.mean(1)
     control = np.full(len(means), np.nan)
     if ends.size:
         control[0], control[-1] = ends.mean(1)
     return pd.DataFrame([
         {"dial": float(dial), "strength": float(strength), **scored(own, seed=seed, clusters=rows.clusters),
-         "wanted": float(line), "control": float(random), "perplexity": price}
-        for dial, strength, own, line, random, price in zip(
+         "wanted": float(line), "control": float(random), "perplexity": price, "cut": share}
+        for dial, strength, own, line, random, price, share in zip(
             np.linspace(0, 1, len(means)), settings, values, np.linspace(means[0], means[-1], len(means)), control,
-            fluency, strict=True,
+            fluency, cut, strict=True,
         )
     ])  # fmt: skip

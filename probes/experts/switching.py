@@ -97,20 +97,21 @@ def switching_curve(
     behaviour: Annotated[Behaviour, As("behaviour")],
     ranking: Annotated[ExpertMap | Sequence[str], As("experts")],
     counts: Sequence[int] = (1, 2, 4, 8),
-    mode: Mode = "replace",
+    mode: Mode = "drop_renorm",
     **options: Any,
 ) -> SwitchingCurve:
     """Generate with the first n experts of ``ranking`` switched, for every n of ``counts``, and score the responses.
 
     ``subject``: a model, or a pair (its tuned model). ``behaviour(response, prompt)`` is true/false or a number.
-    ``mode``: how an expert is switched off (see ``interventions.ExpertSwitch``), or ``force`` for on.
+    ``mode``: how an expert is switched off (see ``interventions.ExpertSwitch``; by default as in the paper, weight 0
+    and the rest renormalised), or ``force`` for on, with the highest weight of the token.
     ``options``: see :class:`SwitchOptions`. Counts above the length of the ranking are a :class:`UserError`.
 
     Args:
         behaviour: What is measured of a response, as in begins:sorry; in Python a function of response and prompt.
         ranking: Experts, the first to be switched first: labels, or the first of a map.
         counts: How many of them are switched.
-        mode: How an expert is switched off (replace, drop, drop_renorm), or force for on.
+        mode: How an expert is switched off (replace, drop, drop_renorm), or force for on (weight: the token's highest).
     """
     check_subject(subject)
     settings = read_options(SwitchOptions, options)
@@ -158,9 +159,10 @@ class _Trial:
         from interventions import ExpertSwitch, Recipe
 
         names = _labels(experts)
-        switch = (
-            ExpertSwitch(on=names, mode=self.mode) if self.mode == "force" else ExpertSwitch(off=names, mode=self.mode)
-        )
+        if self.mode == "force":  # by its own weight an expert that the router would not choose is nearly silent
+            switch = ExpertSwitch(on=names, mode=self.mode, weight="max")
+        else:
+            switch = ExpertSwitch(off=names, mode=self.mode)
         with Recipe([switch] if experts else []).applied(self.model):
             ids, passes = respond(
                 self.model, self.rows, self.settings.max_new_tokens, self.settings.batch_size, self.settings.progress

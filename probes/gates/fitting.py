@@ -57,6 +57,13 @@ class GateFit(ProbeResult):
 
         return Gate(self.layer, self.direction, self.threshold, reach=self.reach)
 
+    def recipe(self) -> Any:
+        """A recipe that changes nothing and carries the gate, for a book: ``formal when animals`` reads it there."""
+        from interventions.offset import Offset
+        from interventions.recipe import Recipe
+
+        return Recipe([Offset(self.layer, self.direction, strength=0.0, when=self.gate)])
+
     def share(self, name: str) -> float:
         """On what share of the held-out prompts of a set (wanted, other, neutral) the gate opens."""
         return float(self.fires.loc[self.fires["set"] == name, "share"].item())

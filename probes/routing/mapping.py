@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 
 import interventions as iv
 from interventions.saved_loras import lora_bank
@@ -18,10 +17,10 @@ from probes.halves import answer_scores, halves
 from probes.replay import counted
 from probes.resampling import cluster_means, units_of
 from probes.results import ProbeResult, Provenance
+from probes.routing.reading import adapter_weights
 from probes.routing.training import Fitting, random_router, trained_routers
 from probes.scored import beside_control, scored, with_q
 from workbench.behaviour.subject import Subject, Work
-from workbench.engine.families import submodule
 from workbench.errors import UserError
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
@@ -29,7 +28,6 @@ from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.stats.tests import paired_permutation
-from workbench.typing import Float
 
 Routing = Literal["phatgoose", "meteora", "smora", "mhr", "soft", "even"]
 COMPOSED = 24
@@ -163,30 +161,12 @@ class _Trial:
         self.names, self.labels = list(bank["names"]), [str(row.label) for row in rows]
         self.ids = encode(rows, model.tokenizer, model.max_positions)
 
-    def read(self, router: iv.AdapterRouting, ids: list[int]) -> dict[str, Float[np.ndarray, "pos adapter"]]:
-        """Module -> the weights at each token, with the router at work."""
-        weights: dict[str, np.ndarray] = {}
-
-        def keep(path: str) -> Any:
-            def read(_module: Any, args: Any) -> None:
-                x = args[0].detach().reshape(-1, args[0].shape[-1])
-                weights[path] = router.by_adapter(path, x).float().cpu().numpy()
-
-            return read
-
-        handles = [submodule(self.model.inner, p).register_forward_pre_hook(keep(p)) for p in router.down]
-        try:
-            with iv.Recipe([router]).applied(self.model):
-                self.model.forward(torch.tensor([ids]), logits=None)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return weights
-
     def weights(self, routers: dict[str, iv.AdapterRouting], random: iv.AdapterRouting, seed: int) -> pd.DataFrame:
         """Mean weight of each adapter on each domain, module by module."""
-        own = [self.read(routers[label], ids) for label, ids in zip(self.labels, self.ids, strict=True)]
-        other = [self.read(random, ids) for ids in self.ids]
+        own = [
+            adapter_weights(self.model, routers[label], ids) for label, ids in zip(self.labels, self.ids, strict=True)
+        ]
+        other = [adapter_weights(self.model, random, ids) for ids in self.ids]
         lines, clusters = [], self.rows.clusters
         stem = f"{self.model.hub.family.layers}."
         for path, (place, name), domain in itertools.product(own[0], enumerate(self.names), sorted(set(self.labels))):
@@ -252,7 +232,7 @@ class _Trial:
         for number, (first, second) in enumerate(pairs[int(draw)] for draw in sorted(order)):
             switch = len(self.ids[first])
             ids = [*self.ids[first], *self.ids[second]]
-            mean = np.mean(list(self.read(routers[self.labels[first]], ids).values()), axis=0)
+            mean = np.mean(list(adapter_weights(self.model, routers[self.labels[first]], ids).values()), axis=0)
             top = [self.names[int(index)] for index in mean.argmax(1)]
             for segment, row, part in ((0, first, slice(0, switch)), (1, second, slice(switch, None))):
                 share = np.mean([name == self.labels[row] for name in top[part]])

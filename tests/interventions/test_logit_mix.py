@@ -143,3 +143,12 @@ def test_rules_end_texts_and_forbid_repetition() -> None:
     cached = written(once, running, 30)
     assert len(set(cached)) == len(cached) and cached == written(once, running, 30, use_cache=False)
     assert iv.TokenRules.of_the_paper().biases["I"] == -5
+
+
+def test_rules_that_contradict_are_a_sentence() -> None:
+    with pytest.raises(UserError, match="'#7' has two biases, 1 and 2"):
+        iv.TokenRules(biases={"#7": 1.0, 7: 2.0})
+    (fox,) = tokenizer()(" fox", add_special_tokens=False)["input_ids"]
+    with pytest.raises(UserError, match=f"token {fox}, which has another bias already"):
+        iv.Recipe([iv.TokenRules(biases={" fox": 1.0, fox: -1.0})]).check(model())
+    iv.Recipe([iv.TokenRules(biases={" fox": 1.0, fox: 1.0})]).check(model())

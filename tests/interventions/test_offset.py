@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -67,3 +69,13 @@ def test_bad_offsets(model: AdaptedModel, vector: torch.Tensor) -> None:
         with pytest.raises(UserError, match=reason):
             iv.Recipe([wrong]).check(model)
         assert model.n_hooks == 0
+
+
+def test_a_schedule_longer_than_the_text_is_told() -> None:
+    model = AdaptedModel(tiny_model("llama"), tokenizer())
+    schedule = iv.Recipe([iv.OffsetSchedule(1, torch.ones(64), [0.0, 1.0, 0.0], every=4)])
+    with schedule.applied(model), pytest.warns(iv.ScheduleWarning, match="after 5 at most: 1 of 3 weights"):
+        model.generate(["the fox"], max_new_tokens=5)
+    with schedule.applied(model), warnings.catch_warnings():
+        warnings.simplefilter("error", iv.ScheduleWarning)
+        model.generate(["the fox"], max_new_tokens=8)

@@ -12,11 +12,14 @@ from workbench.models.adapted import AdaptedModel
 
 FORMAL = iv.Offset(1, torch.randn(64, generator=torch.Generator().manual_seed(0)))
 VERBOSE = iv.Offset(0, torch.randn(64, generator=torch.Generator().manual_seed(1)), strength=2.0)
+GATE = iv.Gate(0, torch.randn(64, generator=torch.Generator().manual_seed(2)), 0.1)
 BOOK = {
     "formal": FORMAL,
     "verbose": VERBOSE,
     "refuse-animals": iv.Recipe([FORMAL, VERBOSE]),
     "dim": iv.LayerScale(0.5, 0.5),
+    "animals": iv.Offset(0, GATE.direction, strength=0.0, when=GATE),
+    "attic": FORMAL,
 }
 
 
@@ -35,6 +38,15 @@ BOOK = {
         ),
         ("formal @response", iv.Recipe([iv.Offset(1, FORMAL.vector, positions="last+generated")])),
         ('formal @"all - first"', iv.Recipe([iv.Offset(1, FORMAL.vector, positions="all - first")])),
+        ("formal at L2", iv.Recipe([iv.Offset(2, FORMAL.vector)])),
+        ("0.5*formal at L0-L1", iv.Recipe([iv.Offset(place, FORMAL.vector, strength=0.5) for place in (0, 1)])),
+        ("ablate formal", iv.Recipe([iv.ConceptAblation(1, FORMAL.vector)])),
+        (
+            "0.5*ablate verbose at L2 @last",
+            iv.Recipe([iv.ConceptAblation(2, VERBOSE.vector, strength=0.5, positions="last")]),
+        ),
+        ("formal when animals @last", iv.Recipe([iv.Offset(1, FORMAL.vector, positions="last", when=GATE)])),
+        ("attic when animals - formal", iv.Recipe([iv.Offset(1, FORMAL.vector, when=GATE), FORMAL.scaled(-1)])),
         ("formal@prompt[0:2]", iv.Recipe([iv.Offset(1, FORMAL.vector, positions="prompt[0:2]")])),
     ],
 )
@@ -61,13 +73,22 @@ def test_a_line_computes_what_the_recipe_by_hand_does() -> None:
     ("text", "said"),
     [
         ("0.5*fromal", r"Sign 5 of .*Did you mean 'formal'"),
-        ("formal verbose", r"Sign 8 .* is 'v': expected \+, - or @positions"),
+        ("formal verbose", r"Sign 8 .* is 'v': expected \+, -, @positions, at L12 or when"),
         ("0.5 formal", r"Sign 5 .* is 'f': expected \* and a name"),
         ("formal - - verbose", r"Sign 10 .* is '-': expected a name or a number"),
         ("formal $", r"Sign 8 .* is '\$'"),
         ("formal @generatd", r"Sign 8 of .*generat"),
         ("dim @last", r"Sign 5 .*LayerScale of 'dim' acts at no positions"),
-        ("formal @last @last", r"Sign 14 .*expected \+ or -"),
+        ("formal @last @last", r"Sign 14 .*expected \+, -, at L12 or when"),
+        ("dim at L1", r"Sign 5 .*LayerScale of 'dim' acts at no layer"),
+        ("formal at L2-L1", r"Sign 8 .*holds no layer"),
+        ("formal at twelve", r"Sign 8 .* is 'a': expected .*at L12"),
+        ("ablate dim", r"Sign 1 .*adds no direction"),
+        ("formal - ablate verbose", r"Sign 10 .*write \+"),
+        ("formal when formal", r"Sign 13 .*'formal' has no gate"),
+        ("formal when anmals", r"Sign 13 .*Did you mean 'animals'"),
+        ("dim when animals", r"Sign 10 .*takes no gate"),
+        ("ablate", "ends too early: expected a name"),
         ("0.5*", "ends too early: expected a name"),
         ("", "ends too early: expected a name or a number"),
     ],

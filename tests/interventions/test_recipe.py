@@ -19,6 +19,7 @@ import interventions as iv
 from tests.interventions.registered_cases import registered_cases
 from tests.interventions.zoo import ids, model_of, noise, small_pair
 from tests.tiny import tiny_model, tokenizer
+from workbench.engine.families import submodule
 from workbench.errors import NotSupported, UserError
 from workbench.models.adapted import AdaptedModel
 
@@ -261,6 +262,34 @@ def test_trace_of_routing_and_attention() -> None:
     assert 0 < len(frame[frame["kind"] == "ExpertSwitch"]) < ids().numel()
     attention = frame[frame["kind"] == "AttentionScale"]
     assert sorted(set(attention["position"])) == list(range(1, 20))
+
+
+def test_trace_of_what_acts_beside_sites() -> None:
+    model = model_of("llama")
+    path = "model.layers.1.self_attn.q_proj"
+    width = submodule(model.inner, path).weight.shape
+    recipe = iv.Recipe([
+        iv.TokenRules(biases={"#7": 3.0}, positions="last", strength=[1.0, 0.0]),
+        iv.ActivationThreshold({1: 0.5}, rule="wina", positions="prompt[2:4]"),
+        iv.ActivationThreshold({2: 0.5}, rule="cats", positions="last"),
+        iv.AdapterRouting(["a"], {path: noise(1, 2, width[1])}, {path: noise(1, width[0], 2)}, positions="first"),
+    ])  # fmt: skip
+    with recipe.applied(model, trace=True) as trace:
+        model.forward(ids())
+    where = {
+        number: sorted({tuple(place) for place in part[["kind", "layer", "site", "row", "position"]].values.tolist()})
+        for number, part in trace.frame().groupby("intervention")
+    }
+    assert where == {
+        0: [("TokenRules", -1, "logits", 0, 19)],
+        1: [("ActivationThreshold", 1, "blocks.1.mlp.hook_post", row, place) for row in (0, 1) for place in (2, 3)],
+        2: [("ActivationThreshold", 2, "blocks.2.mlp.hook_post", row, 19) for row in (0, 1)],
+        3: [("AdapterRouting", 1, path, row, 0) for row in (0, 1)],
+    }
+    moved = trace.frame().iloc[0]["norm"]
+    with recipe.applied(model) as silent:
+        model.forward(ids())
+    assert 0 < moved < 1 and len(silent) == 0
 
 
 def test_contradictions() -> None:

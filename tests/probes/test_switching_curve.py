@@ -73,8 +73,9 @@ def test_every_way_of_switching_off_works_from_a_map(mode: str, tmp_path: object
 def test_forcing_the_planted_expert_on_brings_the_behaviour_where_it_was_not() -> None:
     model = refusing()
     calm = Prompts.of(["q" * (2 + n % 3) + "xyz"[: n % 4] + "q" for n in range(6)])
-    found = switching_curve(model, calm, refuses, [f"L{LAYER}E{EXPERT}"], [1], "force", max_new_tokens=1, controls=2)
-    assert found.table.score.iloc[0] == 0.0 and "forced on" in found.figure().layout.title.text
+    found = switching_curve(model, calm, refuses, [f"L{LAYER}E{EXPERT}"], [1], "force", max_new_tokens=1, controls=4)
+    assert found.table.score.tolist() == [0.0, 1.0] and "forced on" in found.figure().layout.title.text
+    assert found.table.control.iloc[1] < 0.5, "forcing another expert brings nothing"
 
 
 def test_stand_ins_match_layer_and_frequency_and_are_fixed_by_the_seed() -> None:

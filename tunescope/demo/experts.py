@@ -50,7 +50,7 @@ def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> 
     moved = _moved(weights.frame("expert"))
     curves = {
         name: probes.switching_curve(
-            pair, Prompts.of(topical), refuses, ranking[: max(COUNTS)], COUNTS, max_new_tokens=1,
+            pair, Prompts.of(topical), refuses, ranking[: max(COUNTS)], COUNTS, "replace", max_new_tokens=1,
             controls=settings.draws, seed=settings.seed, progress=progress,
         )
         for name, ranking in (("use", by_use), ("weights", _padded(moved, by_use)))

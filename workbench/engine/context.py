@@ -25,9 +25,11 @@ class Generation:
     columns: int
     rows: int
     attention_mask: Tensor | None
+    """[row, column] of the prompts; None when no prompt is padded."""
     beams: int = 1
     """Beams per prompt: with more than one, the rows of the cache change places from step to step."""
-    """[row, column] of the prompts; None when no prompt is padded."""
+    most: int | None = None
+    """New tokens at most; None where nobody said."""
 
 
 class LooseCalls:

@@ -221,7 +221,20 @@ def generation_of(
         rows=prompt.shape[0],
         attention_mask=mask if mask is not None and not bool(mask.all()) else None,
         beams=beams,
+        most=_most(settings, kwargs, prompt.shape[1]),
     )
+
+
+def _most(settings: Any, kwargs: dict[str, Any], columns: int) -> int | None:
+    """New tokens at most, as ``generate`` was told; ``max_new_tokens`` counts before ``max_length``."""
+    named = {name: getattr(settings, name, None) for name in ("max_new_tokens", "max_length")}
+    for limits in (kwargs, named):
+        new, length = limits.get("max_new_tokens"), limits.get("max_length")
+        if new is not None:
+            return int(new)
+        if length is not None:
+            return max(0, int(length) - columns)
+    return None
 
 
 @lru_cache(maxsize=256)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 import torch
 
 import probes
-from probes.attributes.dial import dial_numbers, inverted
+from probes.attributes.dial import dial_numbers
+from probes.attributes.dial_calibration import Curve, curve_of, inverted
+from probes.attributes.dial_texts import Turned
 from probes.attributes.directions import disentangled, disentanglement
 from probes.attributes.intersection import meeting_point
 from probes.attributes.perturbed_cache import Push, PushedDecoding
 from probes.attributes.pplm import bag_ids
 from tests.probes.provenance import Calls, pair, rows
 from tests.tiny import tiny_model, tokenizer
-from workbench.behaviour.generation import Decoding, end_ids, generate_replies
+from workbench.behaviour.generation import Decoding, Reply, end_ids, generate_replies
 from workbench.behaviour.linguistic import ATTRIBUTES, profile
 from workbench.behaviour.scorers import behaviour
 from workbench.behaviour.subject import Subject, Work
@@ -39,8 +43,8 @@ def calls_of_pplm() -> Calls:
 
 def calls_of_intensity_dial() -> Calls:
     given = {
-        "attribute": "word_length", "layer": 1, "reach": 0.3, "samples": 3, "off_target": ["variety"], "controls": 11,
-        "max_new_tokens": 3, "batch_size": 5, "seed": 3,
+        "attribute": "word_length", "layers": [1], "reach": 0.3, "dearest": 2.0, "samples": 3,
+        "off_target": ["variety"], "controls": 11, "max_new_tokens": 3, "batch_size": 5, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair(), "prompts": rows(8), **given}])
 
@@ -83,11 +87,53 @@ def test_a_linear_responder_is_calibrated_and_a_step_is_not() -> None:
     assert inverted(strengths, -cube)[0] == 1.0, "a falling curve is turned round"
 
 
+class Responder:
+    """Writes as many words as a function of the strength says, the dearer the farther from 0."""
+
+    def __init__(self, words: Callable[[float], float], price: float = 0.0) -> None:
+        self.words, self.price = words, price
+
+    def replies(self, _rows: Prompts, texts: Sequence[Turned]) -> list[Reply]:
+        return [Reply((), " ".join(["word"] * round(self.words(text.strength))), ended=True) for text in texts]
+
+    def perplexities(self, _rows: Prompts, replies: Sequence[Sequence[Reply]]) -> list[float]:
+        return [2.0 + self.price * abs(place - len(replies) // 2) for place in range(len(replies))]
+
+    def curve(self, reach: float = 1.0) -> Curve:
+        rows = Prompts.of(["a", "b"])
+        plain = self.replies(rows, [Turned(row, 0, 0.0) for row in range(2)])
+        return curve_of(self, rows, behaviour("length"), plain, reach=reach, dearest=3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "price", "settings"),
+    [
+        (lambda strength: 40 + 20 * strength, 0.0, [-1, -0.5, 0, 0.5, 1]),
+        (lambda strength: 40 - 20 * strength, 0.0, [1, 0.5, 0, -0.5, -1]),
+        (lambda strength: 40 + 20 * min(strength, 0), 0.0, [-1, -0.75, -0.5, -0.25, 0]),
+        (lambda strength: 40 + 20 * max(strength, 0), 0.0, [0, 0.25, 0.5, 0.75, 1]),
+        (lambda strength: 40 - 20 * abs(strength - 0.25), 0.0, [-1, -0.6875, -0.375, -0.0625, 0.25]),
+        (lambda strength: 40 + 20 * strength, 1.5, [-0.5, -0.25, 0, 0.25, 0.5]),
+        (lambda _strength: 40, 0.0, [0, 0, 0, 0, 0]),
+    ],
+    ids=["both ways", "turned round", "less alone", "more alone", "peaked", "dear", "none"],
+)
+def test_a_dial_takes_the_range_that_there_is(
+    words: Callable[[float], float], price: float, settings: list[float]
+) -> None:
+    curve = Responder(words, price).curve()
+    assert curve.settings() == pytest.approx(settings, abs=1e-6)
+    made = [words(strength) for strength in curve.settings()]
+    assert np.diff(made) == pytest.approx(curve.range / 4, abs=1e-6), "equal steps of the attribute"
+
+
 def test_a_dial_turns_what_was_planted_and_random_directions_do_not() -> None:
     found = probes.intensity_dial(
-        model(), [f"the {one}" for one in "abcdefghijkl"], "word_length", layer=1, reach=2.0, samples=6,
+        model(), [f"the {one}" for one in "abcdefghijkl"], "word_length", layers=[0, 1], reach=2.0, samples=6,
         max_new_tokens=6,
     )  # fmt: skip
+    assert list(found.sides["side"]) == ["less", "more"] and found.layer in (0, 1)
+    assert found.plain_cut == 1 and "100% of the plain texts end at the limit" in found.summary()
     assert len(found.table) == 5 and len(found.numbers) == 4 and found.table["perplexity"].gt(1).all()
     assert found.numbers["score"][0] > found.numbers["control"][0]
     assert found.recipe(0.5).interventions[0].strength == pytest.approx(found.settings[2])
