@@ -128,9 +128,7 @@ def opened(sides: Mapping[str, AdaptedModel], settings: Mapping[str, Any], rows:
     """
     check_served(sides)
     if settings.get("tensor_parallel_size", 1) != 1:
-        raise NotSupported(
-            "The server's vLLM runs in one process: leave tensor_parallel_size at 1, or use  --engine own."
-        )
+        raise NotSupported("The server's vLLM is one process: leave tensor_parallel_size at 1, or use  --engine own.")
     dtype = str(next(iter(sides.values())).dtype).removeprefix("torch.")
     engine = VllmEngine(origin_for(sides), **{"dtype": dtype, "max_num_seqs": rows, **settings})
     return VllmDecoding(engine, sides)

@@ -1,8 +1,8 @@
 """Tensor parallelism: beside this process one for each further rank, given every request and hook that this one is.
 
-vLLM's external launcher has one worker in each process, and processes that are given the same requests in the same order
-compute together. So hooks act in each of them on its own copy of what passes: resid_post, attn_out and mlp_out are whole
-on every rank. What is read comes from this process, rank 0.
+vLLM's external launcher has one worker in each process, and processes that are given the same requests in the same
+order compute together. So hooks act in each of them on its own copy of what passes: resid_post, attn_out and mlp_out
+are whole on every rank. What is read comes from this process, rank 0.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from workbench.models.origin import Origin
 
 LAUNCHER = {"distributed_executor_backend": "external_launcher"}
 """What ``vllm.LLM`` is told of more than one rank."""
+FURTHER_RANK = "workbench.vllm.further_rank"
 _STDERR = 2
 GRACE = 10.0
 """Seconds in which a call that lost a rank may fail by itself, before this process ends: it would wait for ever."""
@@ -101,8 +102,8 @@ class Ranks:
             **os.environ, **_rank_environment(rank, self.size, self._port), "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-m", "workbench.vllm.further_rank"], stdin=subprocess.PIPE, stdout=_STDERR, env=environment
-        )  # fmt: skip
+            [sys.executable, "-m", FURTHER_RANK], stdin=subprocess.PIPE, stdout=_STDERR, env=environment
+        )
         assert process.stdin is not None
         process.stdin.write(pickle.dumps((origin, dict(settings))))
         process.stdin.flush()
