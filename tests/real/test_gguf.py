@@ -29,7 +29,7 @@ def test_the_folder_and_its_file_are_a_null_pair(smollm2: Path) -> None:
 
 @pytest.mark.slow
 def test_a_control_vector_is_certified_in_llama_cpp_on_the_wheels_file(smollm2: Path, tmp_path: Path) -> None:
-    """llama.cpp multiplies the 4-bit weights by activations of 8 bits, so that its own noise is some tenths of a logit."""
+    """llama.cpp multiplies 4-bit weights by activations of 8 bits: that is its own noise."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model = load_one(smollm2, dtype="float32")
     recipe = iv.Recipe([iv.Offset(15, torch.randn(model.d_model, generator=torch.Generator().manual_seed(1)))])

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct and its shipped LoRA in vLLM: the logits and tokens of Hugging Face, with a recipe and without."""
+"""SmolLM2-135M-Instruct and its shipped LoRA in vLLM: logits and tokens are those of Hugging Face, steered or not."""
 
 from __future__ import annotations
 

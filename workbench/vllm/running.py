@@ -24,7 +24,7 @@ from workbench.vllm.tap import ROW, Tap, Warp, kept_logits
 
 NO_ROOM = (
     "vLLM found no room for its keys and values, of which it reserves nearly all memory: on a CPU set "
-    "VLLM_CPU_KVCACHE_SPACE to a few GiB, on a GPU give gpu_memory_utilization in the engine's settings."
+    "VLLM_CPU_KVCACHE_SPACE to as many GiB as are free, on a GPU give gpu_memory_utilization in the engine's settings."
 )
 
 
@@ -46,7 +46,7 @@ class VllmEngine:
                 self._llm = vllm.LLM(origin.base, **options, **(LAUNCHER if size > 1 else {}))
         except (ValueError, RuntimeError) as error:  # its checks of the model's settings, of lengths and of memory
             self._end_ranks()
-            if "allocate memory" in str(error):
+            if "allocate memory" in str(error) or "less than requested memory" in str(error):
                 raise UserError(NO_ROOM) from error
             if isinstance(error, RuntimeError):
                 raise
