@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from workbench.engine.dispatch import SiteHook
@@ -59,6 +60,7 @@ class Ranks:
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Inside, an engine that is made here becomes rank 0 of them."""
+        meet_at_own_port()
         wanted = _rank_environment(0, self.size, self._port)
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
@@ -96,6 +98,8 @@ class Ranks:
             with suppress(OSError):
                 process.stdin.close()
             process.wait()
+        for segment in Path("/dev/shm").glob(f"{self._port}-*"):  # of a rank that had no time to
+            segment.unlink(missing_ok=True)
 
     def _started(self, rank: int, origin: Origin, settings: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         environment = {
@@ -145,6 +149,21 @@ class Ranks:
             f"A process of vLLM's tensor parallelism has ended ({told or 'just now'}; what it said is above): open the "
             "engine again, with a smaller max_model_len or max_num_seqs if memory ran out."
         )
+
+
+def meet_at_own_port() -> None:
+    """Let the ranks of an engine meet at their own port, from which vLLM names the memory that they share on a CPU.
+
+    Its launcher's own name is the same for all engines of a machine, so that two would share it, and what one that was
+    killed leaves behind would keep the next from starting.
+    """
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+
+    def arguments(_executor: Any) -> tuple[str, int, int]:
+        address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        return address, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+
+    ExecutorWithExternalLauncher._distributed_args = arguments
 
 
 def _packed(call: Call) -> bytes:

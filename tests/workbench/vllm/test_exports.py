@@ -13,6 +13,8 @@ import workbench as wb
 from interventions.exchange.adapter import to_adapter
 from interventions.exchange.bake import bake
 from tests.tiny import tiny_model, tokenizer
+from tests.workbench.vllm.lora_folders import save_lora_pair
+from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts import Prompts
 from workbench.prompts.encode import encode
@@ -39,17 +41,26 @@ def in_vllm(subject: Any, model: AdaptedModel) -> list[torch.Tensor]:
 
 
 def test_exports_compute_in_vllm_what_the_recipe_computes_here(tmp_path: Path) -> None:
-    tiny_model("llama", head_dim=32).save_pretrained(tmp_path / "base")
-    tokenizer().save_pretrained(tmp_path / "base")
-    base = wb.load_model(tmp_path / "base", dtype="float32")
+    folder, adapter = save_lora_pair(tmp_path, tiny_model("llama", head_dim=32), tokenizer())
+    base, pair = wb.load_model(folder, dtype="float32"), wb.load_pair(folder, adapter, dtype="float32")
     vector = torch.randn(base.d_model, generator=torch.Generator().manual_seed(2))
-    offset = iv.Recipe([iv.Offset(1, vector, site="attn_out")])
-    heads = iv.Recipe([iv.HeadScale({"L0H1": 0.25, "L2H3": 0.0})])
+    offset, half = iv.Recipe([iv.Offset(1, vector, site="attn_out")]), iv.Recipe([iv.AdapterScale(0.5)])
     baked = wb.load_model(bake(base, offset, tmp_path / "baked"), dtype="float32")
-    pair = wb.load_pair(tmp_path / "base", to_adapter(base, heads, tmp_path / "adapter"), dtype="float32")
-    plain = steered(base, iv.Recipe())
-    for recipe, subject, model in ((offset, baked, baked), (heads, pair, pair.tuned)):
-        ours, theirs = steered(base, recipe), in_vllm(subject, model)
-        for here, there, unsteered in zip(ours, theirs, plain, strict=True):
+    scaled = wb.load_pair(folder, to_adapter(pair.tuned, half, tmp_path / "scaled"), dtype="float32")
+    for recipe, before, subject, model in (
+        (offset, base, baked, baked),
+        (half, pair.tuned, scaled, scaled.tuned),
+    ):
+        plain, ours, theirs = steered(before, iv.Recipe()), steered(before, recipe), in_vllm(subject, model)
+        for unsteered, here, there in zip(plain, ours, theirs, strict=True):
             torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
             assert float((here - unsteered).abs().max()) > 0.05
+
+
+def test_an_adapter_that_is_no_lora_is_refused(tmp_path: Path) -> None:
+    folder, _ = save_lora_pair(tmp_path, tiny_model("llama", head_dim=32), tokenizer())
+    base = wb.load_model(folder, dtype="float32")
+    heads = to_adapter(base, iv.Recipe([iv.HeadScale({"L0H1": 0.25})]), tmp_path / "heads")
+    pair = wb.load_pair(folder, heads, dtype="float32")
+    with pytest.raises(NotSupported, match="is of kind IA3 and no LoRA"), wb.on_vllm(pair):
+        pass
