@@ -103,12 +103,12 @@ def test_a_recipe_may_be_a_line_of_the_books_names(home: Path, tmp_path: Path, m
     iv.recipe_from_text(line, book).save(tmp_path / "same.safetensors")
     same = said(home, "--recipe", tmp_path / "same.safetensors", *asked, "--out", tmp_path / "file")
     own, other = (
-        {row["metric"]: row["estimate"] for row in rows["rows"] if row["of"] == name}
+        {row["metric"]: row["estimate"] for row in rows["rows"] if row["model"] == name}
         for rows, name in ((found, line), (same, "same"))
     )
     assert own == other and own["kl"] > 0
     halved = said(home, "--recipe", "0.25*fox", *asked, "--out", tmp_path / "halved")
-    assert {row["estimate"] for row in halved["rows"] if row["of"] == "0.25*fox"} != set(own.values())
+    assert {row["estimate"] for row in halved["rows"] if row["model"] == "0.25*fox"} != set(own.values())
 
 
 def test_a_run_is_whole_and_a_report_shows_it(home: Path, tmp_path: Path) -> None:

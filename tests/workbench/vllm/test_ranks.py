@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -91,15 +89,6 @@ class TestTwoRanks:
             ROUTE.reset(token)
             texts.append(made.texts)
         assert texts[0].equals(texts[1]) and texts[0]["text"].nunique() > 8
-
-    def test_a_lost_rank_is_one_sentence(self, pair: ModelPair) -> None:
-        with wb.on_vllm(pair, tensor_parallel_size=2, max_model_len=128, max_num_seqs=8):
-            (rank,) = ranks()
-            os.kill(rank.pid, signal.SIGKILL)
-            with pytest.raises(UserError, match=r"tensor parallelism has ended \((rank 1 with exit code -9|just now)"):
-                for _ in range(2):
-                    wb.behaviour_diff(pair, TEXTS, metrics=["length"], max_new_tokens=2)
-        assert not ranks()
 
 
 def test_a_hook_that_cannot_be_sent_is_refused() -> None:
