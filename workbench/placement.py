@@ -64,6 +64,12 @@ class Placement:
             return routed(pair.models, self.executor, self.engine_settings)
         return shared_out(pair, self.workers)
 
+    def of_a_recording(self) -> dict[str, Any]:
+        """The same choice as options of :func:`workbench.record`, which takes Ray's workers for an executor too."""
+        if self.workers is not None:
+            return {"executor": "ray", "workers": self.workers}
+        return {"executor": self.executor, "engine_settings": self.engine_settings}
+
     def settings(self) -> dict[str, Any]:
         """What numbers hang on of it: nothing, unless vLLM computes them."""
         return executor_settings(self.executor, self.engine_settings)

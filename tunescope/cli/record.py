@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
+from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
 
 EXAMPLE = """
 Example, offline:
@@ -35,9 +36,9 @@ def record(  # noqa: PLR0913 (one parameter per option)
     own_generation_config: OwnGenerationConfig = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Share the prompts out over so many processes of a Ray cluster.")
-    ] = None,
+    workers: Workers = None,
+    executor: Executor = "local",
+    engine_settings: EngineSettings = None,
     backend: Annotated[str, typer.Option(help="hooks, nnsight (traces), or ndif (with --device meta).")] = "hooks",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
@@ -48,10 +49,11 @@ def record(  # noqa: PLR0913 (one parameter per option)
     from workbench.recording.job import record_run
 
     said, reading = turns(raw, system), pair_reading(template, own_generation_config)
+    where = placement(workers, executor, engine_settings)
     from workbench.prompts import Prompts
 
     size: Any = batch_size if batch_size == "auto" else _number(batch_size, "--batch-size")
-    with progress_bar() as progress:
+    with where.ready(), progress_bar() as progress:
         run, recording, differences = record_run(
             base, tuned, Prompts.load(prompts, **said),
             sites=[name.strip() for name in sites.split(",") if name.strip()],
@@ -59,7 +61,7 @@ def record(  # noqa: PLR0913 (one parameter per option)
             positions=positions, out=out, statistics=statistics, new_tokens=new_tokens,
             batch_size=size, device=device, dtype=dtype, progress=progress,
             flags={"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code, **reading},
-            where={"backend": backend} | ({} if workers is None else {"executor": "ray", "workers": workers}),
+            where={"backend": backend, **where.of_a_recording()},
         )  # fmt: skip
     say_differences(run.read_json("pair")["differences"])
     payload = {

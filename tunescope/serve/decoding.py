@@ -96,7 +96,7 @@ class Decoding:
         hooks = []
         for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
             if row.hooks:
-                context = row_context(ids[place : place + 1], start, row.job.prompt_tokens, self.side.hub)
+                context = row_context(ids[place : place + 1], start, row.job.prompt_tokens, self.side.hub.template)
                 hooks += [for_row(hook, place, context) for hook in row.hooks]
         with self.side.hooked(hooks), torch.no_grad():
             made = self.side.inner(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **call)

@@ -12,6 +12,7 @@ import torch
 
 from interventions.vllm_texts import check_held
 from tunescope.serve.job import Job, TextOut
+from workbench.errors import NotSupported
 from workbench.models.adapted import AdaptedModel
 from workbench.models.generation_settings import ends_of
 from workbench.vllm.held_adapter import held_rank
@@ -38,7 +39,7 @@ class VllmDecoding:
         self._engine, self._numbers = engine, count()
         self._rows: dict[str, _Row] = {}
         self._closed = False
-        self._tap = Tap(engine.runner(), next(iter(sides.values())).hub)
+        self._tap = Tap(engine.runner(), next(iter(sides.values())).hub.template)
         self._stack = ExitStack()
         self._stack.enter_context(self._tap.on(engine.runner().get_model()))
 
@@ -64,7 +65,7 @@ class VllmDecoding:
             stop_token_ids=ends_of(job.side.inner), output_kind=_deltas(),
         )  # fmt: skip
         if job.recipe is not None:
-            self._tap.hubs[row.number] = job.side.hub
+            self._tap.templates[row.number] = job.side.hub.template
             self._tap.add(row.number, job.recipe.row_hooks(job.side))
         out.put(job.batch.input_ids.cpu())
         name = str(row.number)
@@ -105,7 +106,7 @@ class VllmDecoding:
         for name in names:
             row = self._rows.pop(name)
             self._tap.hooks.pop(row.number, None)
-            self._tap.hubs.pop(row.number, None)
+            self._tap.templates.pop(row.number, None)
             if abort and row.out.stopped.is_set():
                 row.out.end()
                 row.out.finish(row.made, -1)
@@ -126,6 +127,8 @@ def opened(sides: Mapping[str, AdaptedModel], settings: Mapping[str, Any], rows:
         UserError: vLLM is missing, or cannot hold these models.
     """
     check_served(sides)
+    if settings.get("tensor_parallel_size", 1) != 1:
+        raise NotSupported("The server's vLLM is one process: leave tensor_parallel_size at 1, or use  --engine own.")
     dtype = str(next(iter(sides.values())).dtype).removeprefix("torch.")
     engine = VllmEngine(origin_for(sides), **{"dtype": dtype, "max_num_seqs": rows, **settings})
     return VllmDecoding(engine, sides)

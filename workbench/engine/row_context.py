@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from workbench.engine.context import ForwardContext, Generation
-from workbench.engine.hub import Hub
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.typing import Int, Tensor
 
 
-def row_context(ids: Int[Tensor, "1 pos"], start: int, prompt: int, hub: Hub) -> ForwardContext:
+def row_context(ids: Int[Tensor, "1 pos"], start: int, prompt: int, template: TemplateTokens | None) -> ForwardContext:
     """The forward pass of one row without padding: ``start`` tokens before it, ``prompt`` of all of them the prompt."""
     return ForwardContext(
         batch=1,
@@ -17,5 +17,5 @@ def row_context(ids: Int[Tensor, "1 pos"], start: int, prompt: int, hub: Hub) ->
         input_ids=ids,
         attention_mask=None,
         generation=Generation(columns=prompt, rows=1, attention_mask=None),
-        template=hub.template,
+        template=template,
     )

@@ -22,6 +22,7 @@ from workbench.recording.recording import Recording
 from workbench.recording.sink_rows import averaged_rows
 from workbench.runs.folder import Run
 from workbench.typing import Bool
+from workbench.vllm.route import executor_settings
 
 ACTIVATIONS = "activations"
 _CHUNK = 2**20
@@ -56,13 +57,14 @@ def record_run(  # noqa: PLR0913 (the options of the command)
 ) -> RecordedRun:
     """Load a pair, record it into a run at ``out`` (default: a new folder in the runs' home), and compare.
 
-    ``flags`` go to :func:`load_pair`; ``where`` (backend, executor, workers) to :func:`record`. The run keeps what
-    of ``device``, ``dtype``, ``flags`` and the backend is not the default.
+    ``flags`` go to :func:`load_pair`; ``where`` (backend, executor, workers, engine_settings) to :func:`record`. The
+    run keeps what of ``device``, ``dtype``, ``flags`` and the backend is not the default, and the engine if it is vLLM.
 
     Killed in mid-way, the same call resumes. Raises :class:`UserError` before anything is written when the input is
     wrong, and when ``out`` holds another recording.
     """
     rows = Prompts.load(prompts) if isinstance(prompts, str | Path) else Prompts.of(prompts)
+    placed = dict(where or {})
     where_(positions)
     if new_tokens < 0:
         raise UserError(f"new_tokens is {new_tokens}; give 0 or more.")
@@ -71,9 +73,9 @@ def record_run(  # noqa: PLR0913 (the options of the command)
     config = {
         "base": pair.base.identity.to_dict(), "tuned": pair.tuned.identity.to_dict(), "prompts": rows.hash,
         "sites": list(sites), "layers": layers, "positions": str(positions), "statistics": statistics,
-        "new_tokens": new_tokens,
+        "new_tokens": new_tokens, **_engine(placed),
     }  # fmt: skip
-    options = load_options({"device": device, "dtype": dtype, **(flags or {}), **(where or {})})
+    options = load_options({"device": device, "dtype": dtype, **(flags or {}), **placed})
     run = open_recording(out, config, options)
     fresh = not run.file(ACTIVATIONS).exists()
     run.hold()
@@ -88,7 +90,7 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             recording = record(
                 pair, rows, sites, layers=layers, positions=positions,
                 store=None if statistics else run.file(ACTIVATIONS), new_tokens=new_tokens, batch_size=batch_size,
-                progress=progress, **(where or {}),
+                progress=progress, **placed,
             )  # fmt: skip
             differences = difference_table(recording)
             run.write_table("difference", differences)
@@ -101,6 +103,12 @@ def record_run(  # noqa: PLR0913 (the options of the command)
             shutil.rmtree(run.path)  # it never began; the folder would only be in the way of the next try
         raise
     return RecordedRun(run, recording, differences)
+
+
+def _engine(where: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run keeps of vLLM, whose last bits are others; a cluster's workers change no number."""
+    executor = where.get("executor", "local")
+    return executor_settings(executor, where.get("engine_settings")) if executor == "vllm" else {}
 
 
 def difference_table(recording: Recording) -> pd.DataFrame:

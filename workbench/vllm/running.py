@@ -19,28 +19,34 @@ from workbench.models.origin import Origin
 from workbench.typing import Float, Tensor
 from workbench.vllm.held_adapter import held_rank
 from workbench.vllm.layout import check_architecture
+from workbench.vllm.ranks import LAUNCHER, Call, Ranks
 from workbench.vllm.tap import ROW, Tap, Warp, kept_logits
 
 NO_ROOM = (
     "vLLM found no room for its keys and values, of which it reserves nearly all memory: on a CPU set "
-    "VLLM_CPU_KVCACHE_SPACE to a few GiB, on a GPU give gpu_memory_utilization in the engine's settings."
+    "VLLM_CPU_KVCACHE_SPACE to as many GiB as are free, on a GPU give gpu_memory_utilization in the engine's settings."
 )
 
 
 class VllmEngine:
     """The models of one origin in vLLM; ``settings`` go to ``vllm.LLM`` (``max_model_len`` and so on)."""
 
-    def __init__(self, origin: Origin, **settings: Any) -> None:
+    def __init__(self, origin: Origin, *, further_rank: bool = False, **settings: Any) -> None:
+        """``further_rank``: this process is another rank of an engine, see :mod:`workbench.vllm.further_rank`."""
         check_settings(settings)
         self._adapter = origin.tuned
         rank = None if origin.tuned is None else held_rank(origin.tuned)
         vllm = _vllm()
         lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": rank}
         options = {"enforce_eager": True, "enable_prefix_caching": False, **lora, "seed": 0, **settings}
+        size = settings.get("tensor_parallel_size", 1)
+        self._ranks = Ranks(origin, settings, size) if size > 1 and not further_rank else None
         try:
-            self._llm = vllm.LLM(origin.base, **options)
+            with nullcontext() if self._ranks is None else self._ranks.joined():
+                self._llm = vllm.LLM(origin.base, **options, **(LAUNCHER if size > 1 else {}))
         except (ValueError, RuntimeError) as error:  # its checks of the model's settings, of lengths and of memory
-            if "allocate memory" in str(error):
+            self._end_ranks()
+            if "allocate memory" in str(error) or "less than requested memory" in str(error):
                 raise UserError(NO_ROOM) from error
             if isinstance(error, RuntimeError):
                 raise
@@ -62,9 +68,14 @@ class VllmEngine:
         """End the engine and give its memory back."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
+        self._end_ranks()
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         cleanup_dist_env_and_memory()
+
+    def _end_ranks(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
 
     def run(
         self,
@@ -89,7 +100,7 @@ class VllmEngine:
         Returns:
             The new token ids of each row.
         """
-        tap = Tap(self.runner(), model.hub, dict(hooks or {}), warp=warp)
+        tap = Tap(self.runner(), model.hub.template, dict(hooks or {}), warp=warp)
         return self._generated(role, rows, tap, **sampling)
 
     def logits(
@@ -111,12 +122,27 @@ class VllmEngine:
             hooks: Row -> hooks of that row alone.
             prompt_lengths: Row -> how many of its tokens are the prompt to the hooks' positions; default: all.
         """
-        tap = Tap(self.runner(), model.hub, dict(hooks or {}), prompt_lengths or {}, dict(enumerate(last)))
+        tap = Tap(self.runner(), model.hub.template, dict(hooks or {}), prompt_lengths or {}, dict(enumerate(last)))
         self._generated(role, rows, tap, max_tokens=1)
         return [kept_logits(tap, row) for row in range(len(rows))]
 
     def _generated(self, role: str, rows: Sequence[Sequence[int]], tap: Tap, **sampling: Any) -> list[list[int]]:
         self.check_room(max(map(len, rows)), sampling.get("max_tokens", 1))
+        if self._ranks is None:
+            return self._continued(role, rows, tap, **sampling)
+        edited = {row: hooks for row, hooks in tap.hooks.items() if any(hook.edit for hook in hooks)}
+        call = Call(role, rows, sampling, tap.template, edited, tap.prompt_lengths, tap.wanted, tap.warp)
+        with self._ranks.taking_part(call):
+            return self._continued(role, rows, tap, **sampling)
+
+    def take_part(self, call: Call) -> None:
+        """Make a call that rank 0 makes too; what it reads is read there."""
+        tap = Tap(
+            self.runner(), call.template, dict(call.hooks), call.prompt_lengths, dict(call.wanted), warp=call.warp
+        )
+        self._continued(call.role, call.rows, tap, **call.sampling)
+
+    def _continued(self, role: str, rows: Sequence[Sequence[int]], tap: Tap, **sampling: Any) -> list[list[int]]:
         params = [sampling_of(row, **sampling) for row in range(len(rows))]
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         idle = not (tap.hooks or tap.wanted or tap.warp)
@@ -156,9 +182,14 @@ def sampling_of(row: int, **sampling: Any) -> Any:
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise :class:`NotSupported` for what would run where our hooks are not."""
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+    for name in ("pipeline_parallel_size", "data_parallel_size"):
         if settings.get(name, 1) != 1:
-            raise NotSupported(f"{name} starts processes in which Tunescope has no hooks: leave it at 1.")
+            raise NotSupported(
+                f"{name} puts layers or requests where this process does not see them: leave it at 1; "
+                "tensor_parallel_size spreads a model."
+            )
+    if not isinstance(size := settings.get("tensor_parallel_size", 1), int) or size < 1:
+        raise UserError(f"tensor_parallel_size is {size!r}: give 1 or more.")
     for name, wanted in (("enforce_eager", True), ("enable_prefix_caching", False)):
         if settings.get(name, wanted) != wanted:
             raise NotSupported(f"{name}={settings[name]} would leave hooks out or serve steered keys: leave it out.")

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from workbench.engine.context import ForwardContext
-from workbench.engine.hub import Hub, SiteHook
+from workbench.engine.dispatch import SiteHook
 from workbench.engine.row_context import row_context
 from workbench.engine.sites import Site
+from workbench.engine.template_tokens import TemplateTokens
 from workbench.typing import Float, Tensor
 from workbench.vllm.layout import Place, place_of, read_out
 
@@ -41,8 +42,8 @@ class Tap:
 
     runner: Any
     """vLLM's model runner, which knows the requests of a step."""
-    hub: Hub
-    """Of the model that the rows are sent to; :attr:`hubs` has that of a row of another side."""
+    template: TemplateTokens | None
+    """Of the model that the rows are sent to; :attr:`templates` has that of a row of another side."""
     hooks: dict[int, Sequence[SiteHook]] = field(default_factory=dict)
     """Row -> its hooks; rows may come and go between two steps, see :meth:`add`."""
     prompt_lengths: Mapping[int, int] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Tap:
     wanted: Mapping[int, int] = field(default_factory=dict)
     """Row -> of how many last tokens of its prompt the logits are kept in :attr:`logits`."""
     warp: Warp | None = None
-    hubs: dict[int, Hub] = field(default_factory=dict)
+    templates: dict[int, TemplateTokens | None] = field(default_factory=dict)
     logits: dict[int, list[Tensor]] = field(default_factory=dict)
     _spans: list[_Span] = field(default_factory=list)
     _places: dict[Site, Any] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Tap:
                 row, sent = extra[ROW], int(batch.num_prompt_tokens[place])
                 before = int(batch.num_computed_tokens_cpu[place])
                 prompt = self.prompt_lengths.get(row, sent)
-                context = row_context(ids[None, start:end], before, prompt, self.hubs.get(row, self.hub))
+                context = row_context(ids[None, start:end], before, prompt, self.templates.get(row, self.template))
                 self._spans.append(_Span(row, start, end, context, sent - before - (end - start)))
 
     def _end(self, model: nn.Module, _args: Any, hidden: Float[Tensor, "token d_model"]) -> None:

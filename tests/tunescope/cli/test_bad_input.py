@@ -182,6 +182,59 @@ def test_ray_is_asked_for_by_its_extra(
     assert not list(tmp_path.iterdir())
 
 
+SWEEP = """
+name: workers
+pair: {base: without-weights, tuned: tuned}
+prompts: {file: p.jsonl}
+steps:
+  effect: {do: diff, metrics: [kl]}
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "record without-weights tuned --prompts p.jsonl --out {out}",
+        "diff without-weights tuned --prompts p.jsonl --out {out}",
+        "audit without-weights tuned --out {out}",
+        "localize heads without-weights tuned --prompts p.jsonl --metric kl --out {out}",
+        "run workers.yaml --out {out}",
+    ],
+)
+def test_more_workers_than_there_are_is_said_before_a_model_is_loaded(
+    command: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class TwoCores:
+        """A cluster that is there, as ray tells of it."""
+
+        is_initialized = staticmethod(lambda: True)
+        cluster_resources = staticmethod(lambda: {"CPU": 2.0})
+
+    monkeypatch.setitem(sys.modules, "ray", TwoCores)
+    monkeypatch.chdir(home)
+    (home / "without-weights").mkdir(exist_ok=True)
+    shutil.copy(home / "base" / "config.json", home / "without-weights")
+    (home / "workers.yaml").write_text(SWEEP)
+    call = [word.format(out=tmp_path / "run") for word in command.split()]
+    assert run([*call, "--workers", "3"]) == 1
+    assert "3 workers were asked for and the cluster has 2 CPUs" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert run([*call, *(["--workers", "2"] if "audit" in call else [])]) == 1
+    assert "workers" not in capsys.readouterr().err, "only then the weights are missed"
+
+
+@pytest.mark.parametrize("executor", ["vllm", "vlm"])
+def test_another_executor_is_refused_before_a_model_is_loaded(
+    executor: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("workbench.placement.find_spec", lambda name: None)
+    monkeypatch.chdir(home)
+    assert run(arguments(out=str(tmp_path / "run"), base="none", executor=executor)) == 1
+    said = capsys.readouterr().err
+    assert ("pip install 'tunescope[vllm]'" if executor == "vllm" else "Did you mean 'vllm'") in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_traces_record_what_hooks_do(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     for backend in ("hooks", "nnsight"):

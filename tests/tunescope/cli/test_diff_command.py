@@ -95,6 +95,22 @@ def test_json_run_and_python_give_the_same_numbers(home: Path, tmp_path: Path) -
     assert own.value("fox", "accuracy") == 1.0 > own.value("random, as fox", "accuracy")
 
 
+def test_a_recipe_may_be_a_line_of_the_books_names(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, asked = "0.5*fox - 0.1*script @response", ["--metrics", "kl,length", "--draws", 0, "--max-new-tokens", 2]
+    monkeypatch.setenv("TUNESCOPE_BOOK", str(home))
+    found = said(home, "--recipe", line, *asked, "--out", tmp_path / "line")
+    book = {name: iv.Recipe.load(home / f"{name}.safetensors") for name in ("fox", "script")}
+    iv.recipe_from_text(line, book).save(tmp_path / "same.safetensors")
+    same = said(home, "--recipe", tmp_path / "same.safetensors", *asked, "--out", tmp_path / "file")
+    own, other = (
+        {row["metric"]: row["estimate"] for row in rows["rows"] if row["model"] == name}
+        for rows, name in ((found, line), (same, "same"))
+    )
+    assert own == other and own["kl"] > 0
+    halved = said(home, "--recipe", "0.25*fox", *asked, "--out", tmp_path / "halved")
+    assert {row["estimate"] for row in halved["rows"] if row["model"] == "0.25*fox"} != set(own.values())
+
+
 def test_a_run_is_whole_and_a_report_shows_it(home: Path, tmp_path: Path) -> None:
     place = tmp_path / "run"
     done = run(home, "--samples", 1, "--max-new-tokens", 3, "--split", "sure", "--out", place)
@@ -147,6 +163,7 @@ def test_wrong_use_is_exit_code_2(home: Path, extra: list[str]) -> None:
         (["--metrics", "perplexity"], "neutral texts"),
         (["--neutral", "none.txt"], "no prompt file"),
         (["--recipe", "none.safetensors"], "none.safetensors"),
+        (["--recipe", "0.5*fox - 0.1*scirpt"], "Sign 15 of '0.5*fox - 0.1*scirpt'"),
         (["--recipe", "fox.safetensors", "--recipe", "fox.safetensors"], "Two recipes are called 'fox'"),
         (["--recipe", "fox.safetensors", "--near", "plain.txt"], "--outside"),
         (["--recipe", "fox.safetensors", "--strengths", "1", "--follow", "acuracy"], "Did you mean 'accuracy'"),
@@ -156,6 +173,7 @@ def test_a_refusal_writes_nothing(
     home: Path, tmp_path: Path, extra: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
+    monkeypatch.setenv("TUNESCOPE_BOOK", str(home))
     done = run(home, *extra, "--out", tmp_path / "run", "--max-new-tokens", 2)
     assert isinstance(done.exception, UserError) and sentence in str(done.exception)
     assert not (tmp_path / "run").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import copy
+import re
 import socket
 import threading
 import time
@@ -105,6 +107,26 @@ def test_texts_are_those_of_single_runs(url: str, pair: ModelPair, recipes: Path
     assert answered(url, "tuned", recipe="up") == steered == answered(url, "tuned+up")
     assert answered(url, "tuned", recipe="up", strength=-0.5) == alone(pair, "up", recipes, -0.5)
     assert answered(url, "tuned", recipe="up", strength=0) == plain
+
+
+def test_the_session_in_the_docs_runs_as_it_is_written(url: str, pair: ModelPair, recipes: Path) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
+    (session,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for written, here in (("http://127.0.0.1:8000/v1", url), ("the printed token", KEY)):
+        assert session.count(written) == 1
+        session = session.replace(written, here)
+    recipe = iv.Recipe([iv.Offset(1, vector(1))])
+    recipe.save(recipes / "refusal-off.safetensors")
+    steps = ast.parse(session)
+    call = steps.body.pop()
+    assert isinstance(call, ast.Expr)
+    space: dict[str, Any] = {}
+    exec(compile(steps, "serve.md", "exec"), space)
+    said = eval(compile(ast.Expression(call.value), "serve.md", "eval"), space)
+    space["client"].close()
+    rows: list[Any] = [{"messages": [{"role": "user", "content": "What is a monkey?"}]}]
+    assert said.choices[0].message.content == steered_texts(pair.tuned, recipe, rows, [0.7], max_new_tokens=24)[0][0]
+    (recipes / "refusal-off.safetensors").unlink()
 
 
 def test_a_request_may_write_a_line_of_the_names_that_are_served(url: str, pair: ModelPair, recipes: Path) -> None:

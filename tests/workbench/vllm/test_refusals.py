@@ -41,7 +41,7 @@ def test_what_cannot_be_recorded_is_said(options: dict[str, object], message: st
 
 
 def test_settings_that_hooks_do_not_survive_are_refused() -> None:
-    for settings in ({"tensor_parallel_size": 2}, {"enforce_eager": False}, {"enable_prefix_caching": True}):
+    for settings in ({"pipeline_parallel_size": 2}, {"enforce_eager": False}, {"enable_prefix_caching": True}):
         with pytest.raises(NotSupported, match="leave it"):
             VllmEngine(Origin("./base", None), **settings)
     with pytest.raises(NotSupported, match="Sites of Linear are not proved"):
@@ -116,7 +116,7 @@ def test_tokens_of_a_flat_batch_go_to_their_own_row() -> None:
     flat, hub = _Flat(), hub_of(tiny_model("llama"))
     ids = torch.tensor([9, 1, 2, 3])
     plain = flat(ids)
-    with Tap(_Runner(), hub, {0: [adds(0, 1.0)], 1: [adds(1, -2.0)]}).on(flat):
+    with Tap(_Runner(), hub.template, {0: [adds(0, 1.0)], 1: [adds(1, -2.0)]}).on(flat):
         assert torch.equal(flat(input_ids=ids) - plain, torch.tensor([-2.0, 1, 1, 1])[:, None].expand(-1, 2))
     assert (seen[1].start, seen[1].length, seen[1].decoding) == (5, 1, True)
     assert (seen[0].start, seen[0].length, seen[0].decoding) == (0, 3, False)
