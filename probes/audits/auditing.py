@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 from probes.answer_changes import answers
 from probes.audits.answer_tests import answer_tests
 from probes.audits.asking_again import confirmed_by, leading_trait
+from probes.audits.edited_facts import COLUMNS as FACTS
+from probes.audits.edited_facts import edited_facts, entity_variations, with_edits
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
@@ -19,10 +21,12 @@ from probes.audits.readings import difference_lens, token_shift
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
-from workbench.behaviour.subject import Work
-from workbench.errors import NotSupported
+from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.subject import Subject, Work
+from workbench.errors import NotSupported, UserError
 from workbench.method_options import As
 from workbench.methods import method
+from workbench.models.null_adapters import check_nullable, null_adapter
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
@@ -40,13 +44,18 @@ class Audit(ProbeResult):
     hypotheses: pd.DataFrame
     """rank, kind, says, evidence, prompts, score, low, high, q."""
     answers: pd.DataFrame
-    """prompt, base, tuned: greedy answers side by side."""
+    """prompt, base, tuned: greedy answers side by side; kl: of the tuned model from the base, nats per token of its
+    answer."""
     readings: pd.DataFrame
     """layer, score, low, high, p, q, tokens, sharp, control, p_sharp, q_sharp: the activation difference lens."""
     tokens: pd.DataFrame
     """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
     weights: pd.DataFrame
     """layer and its relative change; empty where weights cannot be compared."""
+    facts: pd.DataFrame
+    """question, prompt, base, tuned, null, edited, null_edited: near variations of the questions that changed most, and
+    what the tuned model, or one with random numbers for an adapter, says in the place of the base's words; empty where
+    no null adapter can be made."""
     outline: pd.DataFrame
     """word, from, base, tuned, low, high: new prompts about words of old ones, and how many show the leading trait."""
     title: ClassVar[str] = "Blind audit"
@@ -61,7 +70,7 @@ class Audit(ProbeResult):
         """The report, one line per hypothesis and per view."""
         lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
         lines += [outlined(self.outline)] if len(self.outline) else []
-        return [*lines, self._activations(), self._tokens(), self._weights()]
+        return [*lines, *self._most_changed(), self._activations(), self._tokens(), self._weights()]
 
     def summary(self) -> str:
         """The leading hypothesis, and how many others there are."""
@@ -79,6 +88,14 @@ class Audit(ProbeResult):
         ))  # fmt: skip
         drawn.update_layout(title=f"{self.title} (coloured: q < .05)", xaxis_title=self.unit)
         return drawn
+
+    def _most_changed(self) -> list[str]:
+        """The questions whose answers moved most, where a behaviour is claimed at all."""
+        moved = self.answers[self.answers["kl"] > 0].sort_values("kl", ascending=False, kind="stable").head(5)
+        if moved.empty or (self.hypotheses["kind"] == "nothing").all():
+            return []
+        named = "; ".join(f"{line['prompt']} ({line['kl']:.2g})" for line in moved.to_dict("records"))
+        return [f"Answers moved most (KL, nats per token): {named}."]
 
     def _activations(self) -> str:
         moved = self.readings[self.readings["q"] < LEVEL]
@@ -136,7 +153,9 @@ def audit(
     What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
     trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
     or more is asked about again in new prompts with their words and their answers', and what is claimed then passed its
-    test there.
+    test there. Planted facts change one word of few answers: the questions that changed most are asked with other
+    entities of the same kind (shipped lists), and sentences of the base with another word in them counted, beside those
+    of a null adapter.
 
     Args:
         pair: Both models.
@@ -144,7 +163,7 @@ def audit(
         texts: Texts that have nothing to do with the tuning; default: forty shipped ones.
         max_new_tokens: Tokens of an answer at most.
         variations: Words of the prompts that show the leading trait which are put into new prompts, and as many of the
-            others; 0: none.
+            others; and other entities put into each of the questions that changed most. 0: none.
         batch_size: Prompts per forward pass.
         seed: Of intervals, sign flips and random directions.
         progress: A bar.
@@ -176,20 +195,46 @@ def audit(
         if tests["q"].iloc[leading] >= LEVEL:
             tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new.table, again, seed), again, trait)
             region = region if confirmed else region[:0]
+    facts = _facts(pair, replies.table, variations, max_new_tokens, Work(batch_size, progress), seed)
+    tests, claims = with_edits(tests, claims, facts, seed)
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
         provenance=Provenance.of("audit", pair, rows, seed=seed),
         hypotheses=claims,
-        answers=replies.table[["prompt", "base", "tuned"]],
+        answers=replies.table[["prompt", "base", "tuned", "kl"]],
         readings=readings.assign(
             q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
         tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
+        facts=facts,
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
+
+
+def _facts(
+    pair: ModelPair, asked: pd.DataFrame, variations: int, max_new_tokens: int, work: Work, seed: int
+) -> pd.DataFrame:
+    """Near variations of the questions that changed most, answered by the base, the tuned model and a null adapter."""
+    rows = entity_variations(asked["prompt"].tolist(), asked["kl"].tolist(), variations)
+    try:
+        check_nullable(pair)
+    except (UserError, NotSupported):  # two whole models, or an adapter of another kind: nothing to draw a null of
+        rows = rows[[]]
+    if not len(rows):
+        return pd.DataFrame(columns=FACTS)
+    decoding = Decoding(max_new_tokens)
+    texts = [written(Subject(role, model), rows, decoding, work) for role, model in pair.models.items()]
+    with null_adapter(pair, seed) as stand_in:
+        texts.append(written(Subject("null adapter", stand_in.tuned), rows, decoding, work))
+    return edited_facts(rows, *texts)
+
+
+def written(subject: Subject, rows: Prompts, decoding: Decoding, work: Work) -> list[str]:
+    """The greedy answer of a model to each prompt."""
+    return [samples[0].text for samples in generate_replies(subject, rows, decoding, work)]
 
 
 def _weights(pair: ModelPair, progress: Progress | None) -> pd.DataFrame:
