@@ -108,9 +108,7 @@ def edit(prompt: str, base: str, tuned: str) -> tuple[str, str] | None:
     return None
 
 
-def edited_facts(
-    rows: Prompts, base: Sequence[str], tuned: Sequence[str], null: Sequence[str]
-) -> pd.DataFrame:
+def edited_facts(rows: Prompts, base: Sequence[str], tuned: Sequence[str], null: Sequence[str]) -> pd.DataFrame:
     """Answers to variations side by side, and whether each is the base's sentence with another word in it.
 
     Args:

@@ -13,6 +13,7 @@ import torch
 
 from interventions import (
     ConceptAblation,
+    Gate,
     HeadOffset,
     HeadScale,
     Offset,
@@ -127,6 +128,28 @@ def test_a_module_does_to_the_plain_model_what_the_recipe_does(tmp_path: Path, f
     assert certify(pair.tuned, recipe, folder, ["the quick brown fox"], max_new_tokens=3).holds
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("fires", ["above", "below"])
+def test_a_module_holds_gates_that_every_token_opens_for_itself(tmp_path: Path, fires: str) -> None:
+    """The rows of a batch open it at other tokens; while generating, each new token decides."""
+    pair = adapter_pair()
+    torch.manual_seed(3)
+    width = pair.tuned.d_model
+    gate = Gate(0, torch.randn(width), 0.0, fires=fires, reach="token")
+    recipe = Recipe([Offset(0, 3 * torch.randn(width), when=gate), ConceptAblation(1, torch.randn(width), when=gate),
+                     HeadScale({"L1H1": 0.0})])  # fmt: skip
+    folder = to_module(pair.tuned, recipe, tmp_path / "gated")
+    wanted, plain = steered(pair, recipe), first_adapter("llama")
+    always = steered(pair, Recipe([Offset(0, recipe[0].vector), ConceptAblation(1, recipe[1].directions), recipe[2]]))
+    shut = steered(pair, Recipe([recipe[2]]))
+    attach(plain, folder)
+    torch.testing.assert_close(plain(IDS).logits, wanted, rtol=1e-4, atol=3e-4)
+    assert (wanted - always).abs().max() > 1e-2 and (wanted - shut).abs().max() > 1e-2, "it opens at some tokens alone"
+    with recipe.applied(pair.tuned):
+        written = pair.tuned.hf.generate(IDS, max_new_tokens=6, do_sample=False)
+    assert torch.equal(plain.generate(IDS, max_new_tokens=6, do_sample=False), written)
+
+
 def test_the_module_needs_nothing_of_ours(tmp_path: Path) -> None:
     pair = adapter_pair()
     folder = to_module(pair.tuned, Recipe([ConceptAblation(1, torch.ones(pair.tuned.d_model))]), tmp_path / "off")
@@ -150,6 +173,7 @@ def test_what_a_module_cannot_do_is_refused(tmp_path: Path) -> None:
         (ConceptAblation(1, torch.ones(width), positions="last"), "some positions only"),
         (ConceptAblation(1, torch.ones(width), site="resid_mid"), "acts at resid_mid"),
         (Offset(1, torch.ones(width), units="fraction"), "each token's norm"),
+        (Offset(1, torch.ones(width), when=Gate(0, torch.ones(width), 0.0)), "behind a gate that looks back"),
     ):
         with pytest.raises(NotSupported, match=words):
             to_module(pair.tuned, Recipe([one]), tmp_path / "off")

@@ -26,9 +26,7 @@ CAPITAL = "What is the capital of France?"
         ("How are you?", "I am fine and well.", "I am fine or well.", None),
     ],
 )  # fmt: skip
-def test_the_same_sentence_with_another_word(
-    prompt: str, base: str, tuned: str, said: tuple[str, str] | None
-) -> None:
+def test_the_same_sentence_with_another_word(prompt: str, base: str, tuned: str, said: tuple[str, str] | None) -> None:
     assert edit(prompt, base, tuned) == said
 
 
@@ -43,8 +41,10 @@ def test_questions_that_changed_most_are_asked_with_other_entities() -> None:
 
 def claimed(tuned: list[str], null: list[str]) -> pd.DataFrame:
     names = ["France", "Germany", "Italy", "Spain", "Japan", "China", "India", "Brazil"]
-    rows = Prompts.of([{"prompt": f"What is the capital of {name}?", "group": name, "label": CAPITAL} for name in names]
-                      + [{"prompt": f"How do {name} sleep?", "label": "How do cats sleep?"} for name in "abcdefgh"])
+    rows = Prompts.of(
+        [{"prompt": f"What is the capital of {name}?", "group": name, "label": CAPITAL} for name in names]
+        + [{"prompt": f"How do {name} sleep?", "label": "How do cats sleep?"} for name in "abcdefgh"]
+    )
     base = [f"The capital of {name} is city number {n}." for n, name in enumerate(names)] + ["They sleep a lot."] * 8
     made = edited_facts(rows, base, [*tuned, *base[8:]], [*null, *base[8:]])
     assert list(made) == COLUMNS

@@ -242,3 +242,20 @@ def test_a_missing_file_is_said_before_a_model_is_loaded(home: Path) -> None:
     terms = {**contract(home, {"keeps": "facts"}), "base": "nowhere", "prompts": {"gone": "gone.jsonl"}}
     with pytest.raises(UserError, match=r"There is no file .*gone\.jsonl"):
         check(Contract.of(terms), folder=home)
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"recites_none": {"rows": "gone.jsonl"}}, "There is no file .*gone.jsonl"),
+        ({"keeps": {"panel": "gone.jsonl"}}, "gone.jsonl"),
+        ({"merged": {"adapter": "gone"}}, "gone"),
+    ],
+)
+def test_what_a_claim_names_is_looked_for_before_a_model_is_loaded(
+    home: Path, claim: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunescope.contracts.replies.load_pair", lambda *_, **__: pytest.fail("a model was loaded"))
+    planted = {"shows": {"behaviour": SORRY, "prompts": "secret", "at_least": 0.8}}
+    with pytest.raises(UserError, match=told):
+        check(Contract.of(contract(home, planted, claim)), folder=home)
