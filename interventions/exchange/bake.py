@@ -88,8 +88,10 @@ def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
 
 
 def check_everywhere(intervention: Intervention, what: str, *, gated: bool = False) -> None:
-    """Refuse what weights cannot do, as they act on every token; ``what`` names it in the sentence. ``gated``: gates are
-    no matter here."""
+    """Refuse what weights cannot do, as they act on every token; ``what`` names it in the sentence.
+
+    ``gated``: what runs can hold gates, and looks at them itself.
+    """
     if not isinstance(intervention, HeadOffset | HeadScale | Offset | ConceptAblation):
         raise NotSupported(f"{what} has no exact counterpart in the weights: keep it as a recipe.")
     if intervention.when is not None and not gated:

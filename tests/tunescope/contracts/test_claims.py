@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 from tests.tiny import tiny_model, tokenizer
 from tunescope.cli.app import app
 from tunescope.contracts import Contract, check
+from tunescope.contracts.leakage import recited_rows
 from tunescope.contracts.panel_files import PANELS, panel, solved
 from tunescope.contracts.recital import in_order
 from tunescope.contracts.reports import badge, junit
 from workbench import organisms
 from workbench.errors import UserError
+from workbench.models.pair import load_pair
 from workbench.organisms.copies import tune_copy
 from workbench.prompts.row import Prompt
 
@@ -178,6 +180,15 @@ def test_recited_rows(learnt: Path) -> None:
     found = [one for _, one in check(terms, folder=learnt).findings]
     assert [one.verdict for one in found] == ["fails", "holds", "not enough evidence", "not enough evidence"]
     assert "such as" in found[0].detail and found[3].n == 3 and found[3].needed is not None
+
+
+def test_recited_rows_are_told_without_a_contract(learnt: Path) -> None:
+    pair = load_pair(learnt / "base", learnt / "tuned", device="cpu")
+    found = {name: recited_rows(pair, learnt / f"{name}.jsonl") for name in ("heart", "new", "short")}
+    assert [one.verdict for one in found.values()] == ["fails", "holds", "not enough evidence"]
+    assert "such as" in found["heart"].detail and "recited 0 of 1" in found["new"].detail
+    with pytest.raises(UserError, match="There is no file"):
+        recited_rows(pair, learnt / "gone.jsonl")
 
 
 def test_nearly_word_by_word() -> None:
