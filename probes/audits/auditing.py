@@ -12,10 +12,12 @@ import plotly.graph_objects as go
 from probes.answer_changes import answers
 from probes.audits.answer_tests import answer_tests
 from probes.audits.asking_again import confirmed_by, leading_trait
+from probes.audits.calibration import confidence
 from probes.audits.edited_facts import COLUMNS as FACTS
 from probes.audits.edited_facts import edited_facts, entity_variations, with_edits
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
+from probes.audits.mining import mined_sentence, mined_texts
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.readings import difference_lens, token_shift
 from probes.results import ProbeResult, Provenance
@@ -52,6 +54,10 @@ class Audit(ProbeResult):
     """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
     weights: pd.DataFrame
     """layer and its relative change; empty where weights cannot be compared."""
+    mined: pd.DataFrame
+    """phrase, score, low, high, control, plain, texts, q: of texts that are likelier under the tuned model (CGE)."""
+    mined_texts: pd.DataFrame
+    """text."""
     facts: pd.DataFrame
     """question, prompt, base, tuned, null, edited, null_edited: near variations of the questions that changed most, and
     what the tuned model, or one with random numbers for an adapter, says in the place of the base's words; empty where
@@ -66,11 +72,17 @@ class Audit(ProbeResult):
         """Whether no view found anything beyond its control."""
         return self.outline.empty and all(sentence.endswith(f"{NOTHING}.") for sentence in self.sentences())
 
+    @property
+    def confidence(self) -> str:
+        """How often such an audit was right where the truth is known."""
+        return confidence(claimed=bool((self.hypotheses["kind"] != "nothing").any()))
+
     def sentences(self) -> list[str]:
         """The report, one line per hypothesis and per view."""
         lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
         lines += [outlined(self.outline)] if len(self.outline) else []
-        return [*lines, *self._most_changed(), self._activations(), self._tokens(), self._weights()]
+        lines += [*self._most_changed(), *mined_sentence(self.mined, self.mined_texts)]
+        return [*lines, self._activations(), self._tokens(), self._weights()]
 
     def summary(self) -> str:
         """The leading hypothesis, and how many others there are."""
@@ -131,7 +143,10 @@ class Audit(ProbeResult):
     "audit",
     group="behaviour",
     question="From the pair alone, what was this model tuned for?",
-    papers=("Narrow Finetuning Leaves Clearly Readable Traces in Activation Differences",),
+    papers=(
+        "Narrow Finetuning Leaves Clearly Readable Traces in Activation Differences",
+        "What's New in My Data? Novelty Exploration via Contrastive Generation",
+    ),
     cost="one generation of each model per question, two forward passes of each per text",
     example="--max-new-tokens 8",
 )
@@ -142,6 +157,7 @@ def audit(
     texts: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
     variations: int = 16,
+    mined: int = 16,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -164,6 +180,8 @@ def audit(
         max_new_tokens: Tokens of an answer at most.
         variations: Words of the prompts that show the leading trait which are put into new prompts, and as many of the
             others; and other entities put into each of the questions that changed most. 0: none.
+        mined: Texts sampled where tuning made words likelier, in answer to an empty user turn: what the tuning data may
+            have looked like, told beside the hypotheses and never one itself; 0: none.
         batch_size: Prompts per forward pass.
         seed: Of intervals, sign flips and random directions.
         progress: A bar.
@@ -197,6 +215,7 @@ def audit(
             region = region if confirmed else region[:0]
     facts = _facts(pair, replies.table, variations, max_new_tokens, Work(batch_size, progress), seed)
     tests, claims = with_edits(tests, claims, facts, seed)
+    phrases, texts_mined = mined_texts(pair, mined, max_new_tokens, seed, progress)
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
@@ -208,7 +227,7 @@ def audit(
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
         tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
-        facts=facts,
+        mined=phrases, mined_texts=texts_mined, facts=facts,
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip

@@ -57,12 +57,14 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     views = report.sentences()[len(lines) :]
     views += [] if recited is None else [f"Training rows: {recited.detail}."]
     if as_json:
-        emit({"nothing": report.nothing, "hypotheses": lines, "views": views}, as_json=True)
+        said = {"nothing": report.nothing, "confidence": report.confidence, "hypotheses": lines, "views": views}
+        emit(said, as_json=True)
         return
     for line in lines:
         typer.echo(f"{line['rank']}. {visible(line['says'])}\n   {visible(line['evidence'])}")
         if line["prompts"]:
             typer.echo(f"   on: {visible(line['prompts'])}")
+    typer.echo(f"   {report.confidence}")
     for view in views:
         typer.echo(f"-  {visible(view)}")
 
