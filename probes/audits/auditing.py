@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -17,9 +18,11 @@ from probes.audits.edited_facts import COLUMNS as FACTS
 from probes.audits.edited_facts import edited_facts, entity_variations, with_edits
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
-from probes.audits.mining import mined_sentence, mined_texts
+from probes.audits.mining import PHRASES, TEXTS, mined_sentence, mined_texts
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.readings import difference_lens, token_shift
+from probes.audits.weight_directions import COLUMNS as WRITTEN
+from probes.audits.weight_directions import written_sentence, written_tokens
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
@@ -54,11 +57,13 @@ class Audit(ProbeResult):
     """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
     weights: pd.DataFrame
     """layer and its relative change; empty where weights cannot be compared."""
-    mined: pd.DataFrame
+    written: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=WRITTEN))
+    """layer, module, tokens, sharp, control, p, q: what changed matrices write into the stream, read as tokens."""
+    mined: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=PHRASES))
     """phrase, score, low, high, control, plain, texts, q: of texts that are likelier under the tuned model (CGE)."""
-    mined_texts: pd.DataFrame
+    mined_texts: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=TEXTS))
     """text."""
-    facts: pd.DataFrame
+    facts: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=FACTS))
     """question, prompt, base, tuned, null, edited, null_edited: near variations of the questions that changed most, and
     what the tuned model, or one with random numbers for an adapter, says in the place of the base's words; empty where
     no null adapter can be made."""
@@ -103,6 +108,8 @@ class Audit(ProbeResult):
 
     def _most_changed(self) -> list[str]:
         """The questions whose answers moved most, where a behaviour is claimed at all."""
+        if "kl" not in self.answers:  # a file of an older version
+            return []
         moved = self.answers[self.answers["kl"] > 0].sort_values("kl", ascending=False, kind="stable").head(5)
         if moved.empty or (self.hypotheses["kind"] == "nothing").all():
             return []
@@ -136,7 +143,8 @@ class Audit(ProbeResult):
         if moved.empty:
             return f"Weights: {NOTHING}."
         top = moved.sort_values("relative", ascending=False).head(3)
-        return f"Weights changed most in layers {', '.join(str(int(layer)) for layer in top['layer'])}."
+        layers = ", ".join(str(int(layer)) for layer in top["layer"])
+        return f"Weights changed most in layers {layers}{written_sentence(self.written)}."
 
 
 @method(
@@ -165,7 +173,8 @@ def audit(
     """What a model was tuned for, as ranked hypotheses with their evidence; or that nothing is beyond the control.
 
     Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
-    prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights.
+    prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights, and
+    what they write; texts mined where tuning made words likelier.
     What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
     trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
     or more is asked about again in new prompts with their words and their answers', and what is claimed then passed its
@@ -227,7 +236,7 @@ def audit(
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
         tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
-        mined=phrases, mined_texts=texts_mined, facts=facts,
+        written=written_tokens(pair, seed, progress), mined=phrases, mined_texts=texts_mined, facts=facts,
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
