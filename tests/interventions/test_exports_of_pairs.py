@@ -136,12 +136,11 @@ def test_a_module_holds_gates_that_every_token_opens_for_itself(tmp_path: Path, 
     torch.manual_seed(3)
     width = pair.tuned.d_model
     gate = Gate(0, torch.randn(width), 0.0, fires=fires, reach="token")
-    recipe = Recipe([Offset(0, 3 * torch.randn(width), when=gate), ConceptAblation(1, torch.randn(width), when=gate),
-                     HeadScale({"L1H1": 0.0})])  # fmt: skip
+    push, out, off = 3 * torch.randn(width), torch.randn(width), HeadScale({"L1H1": 0.0})
+    recipe = Recipe([Offset(0, push, when=gate), ConceptAblation(1, out, when=gate), off])
     folder = to_module(pair.tuned, recipe, tmp_path / "gated")
     wanted, plain = steered(pair, recipe), first_adapter("llama")
-    always = steered(pair, Recipe([Offset(0, recipe[0].vector), ConceptAblation(1, recipe[1].directions), recipe[2]]))
-    shut = steered(pair, Recipe([recipe[2]]))
+    always, shut = steered(pair, Recipe([Offset(0, push), ConceptAblation(1, out), off])), steered(pair, Recipe([off]))
     attach(plain, folder)
     torch.testing.assert_close(plain(IDS).logits, wanted, rtol=1e-4, atol=3e-4)
     assert (wanted - always).abs().max() > 1e-2 and (wanted - shut).abs().max() > 1e-2, "it opens at some tokens alone"
