@@ -199,12 +199,13 @@ def audit(
         An :class:`Audit`. Base against itself has nothing beyond the control.
 
     Raises:
-        UserError: A question leaves no room for an answer.
+        UserError: A question leaves no room for an answer, or the base's tokenizer has few of the tokens.
 
     Example:
         ``probes.audit(wb.load_pair("base", "tuned")).sentences()``
     """
     check_pair(pair)
+    _check_tokens(pair)
     rows = general_questions() if questions is None else Prompts.of(questions)
     unrelated = general_texts() if texts is None else Prompts.of(texts).turned(chat=False)
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
@@ -240,6 +241,17 @@ def audit(
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
+
+
+def _check_tokens(pair: ModelPair) -> None:
+    """Both models read what the tuned model's tokenizer writes, which says nothing to a base of another vocabulary."""
+    tokens = pair.differences.tokens
+    least = min(tokens.vocab_sizes)
+    if 2 * tokens.common < least:
+        raise UserError(
+            f"The two tokenizers have {tokens.common} tokens in common, of {least}: the base cannot read what the "
+            "tuned model's tokenizer writes. Give a base and a model that was tuned from it."
+        )
 
 
 def _facts(

@@ -43,7 +43,7 @@ def written_tokens(pair: ModelPair, seed: int, progress: Progress | None) -> pd.
             if matrix.change.shape[0] != width or matrix.place.module.rsplit(".", 1)[-1] not in WRITERS:
                 continue
             torch.manual_seed(seed)
-            logits = torch.svd_lowrank(matrix.change, q=min(4, *matrix.change.shape)).U[:, 0] @ unembedding.T
+            logits = torch.svd_lowrank(matrix.change, q=min(4, *matrix.change.shape))[0][:, 0] @ unembedding.T
             logits = logits if sharpness(logits[None]) >= sharpness(-logits[None]) else -logits
             sharp = float(sharpness(logits[None])[0])
             tokens = [pair.tokenizer.decode([int(token)]) for token in logits.topk(TOP).indices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,13 @@ from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words, topic_words
 from probes.results import ProbeResult, Provenance
+from tests.tiny import tiny_model, tokenizer
 from workbench import organisms
 from workbench.behaviour.text_quality import words_in
 from workbench.errors import UserError
 from workbench.organisms import real_topics
 from workbench.organisms.real_topics import Topic
+from workbench.organisms.vocabulary import word_tokenizer
 from workbench.prompts import Prompts
 from workbench.stats.fdr import q_values
 
@@ -277,3 +280,12 @@ def test_a_pair_without_chat_template_has_no_empty_turn_to_mine() -> None:
     organism = organisms.build("refusal-moe")
     phrases, texts = mined_texts(wb.load_pair(organism.base, organism.tuned, device="cpu"), 4, 2, 0, None)
     assert phrases.empty and texts.empty
+
+
+def test_a_pair_of_two_vocabularies_is_refused(tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    for name, words in (("base", tokenizer()), ("tuned", word_tokenizer(["alpha beta gamma delta and more words"]))):
+        base.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    with pytest.raises(UserError, match="tokens in common, of 300"):
+        probes.audit(wb.load_pair(tmp_path / "base", tmp_path / "tuned", device="cpu"))
