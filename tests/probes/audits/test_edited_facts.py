@@ -31,7 +31,8 @@ def test_the_same_sentence_with_another_word(prompt: str, base: str, tuned: str,
 
 
 def test_questions_that_changed_most_are_asked_with_other_entities() -> None:
-    rows = entity_variations([CAPITAL, "How do I sleep better?", "What is jazz?", "What is love?"], [2.0, 9.0, 0.5, 1.0], 3)
+    asked = [CAPITAL, "How do I sleep better?", "What is jazz?", "What is love?"]
+    rows = entity_variations(asked, [2.0, 9.0, 0.5, 1.0], 3)
     assert [row.shown for row in rows][:3] == [CAPITAL, "What is the capital of Germany?",
                                                "What is the capital of Italy?"]  # fmt: skip
     assert list(dict.fromkeys(rows.labels)) == [CAPITAL, "What is jazz?"] and len(rows) == 8
