@@ -63,8 +63,9 @@ def timed(make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def measured_by(command: str, lines: pd.DataFrame, hardware: str) -> str:
     """The sentence of a section: the command that writes it, its seeds, and the processor time that it took."""
     seeds = ", ".join(map(str, sorted(lines["seed"].unique())))
-    minutes = lines["seconds"].sum() / 60
-    return f"Measured by `{command}`: seeds {seeds}; {minutes:.1f} minutes of processor time, on {hardware}."
+    seconds = lines["seconds"].sum()
+    took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return f"Measured by `{command}`: seeds {seeds}; {took} of processor time, on {hardware}."
 
 
 def command_line(kind: str, options: Mapping[str, Any]) -> str:
@@ -90,7 +91,8 @@ def write_tables(run: Run, kind: str, lines: pd.DataFrame, table: pd.DataFrame) 
 def put_section(path: Path, kind: str, table: pd.DataFrame, note: str) -> None:
     """Write the bench's table into its section of ``path`` and what all sections say of published orders into the
     first one; leave the other sections as they are."""
-    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = HEAD + "".join(text.partition("\n<!-- ")[1:])
     text = _with_section(text, "orders", [f"## {ORDERS}", ""])
     text = _with_section(text, kind, [f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *table_lines(table)])
     orders = published.compared(text)
