@@ -31,7 +31,7 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.errors import NotSupported, UserError
 from workbench.method_options import As
 from workbench.methods import method
-from workbench.models.null_adapters import check_nullable, null_adapter
+from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
@@ -259,16 +259,15 @@ def _facts(
 ) -> pd.DataFrame:
     """Near variations of the questions that changed most, answered by the base, the tuned model and a null adapter."""
     rows = entity_variations(asked["prompt"].tolist(), asked["kl"].tolist(), variations)
-    try:
-        check_nullable(pair)
-    except (UserError, NotSupported):  # two whole models, or an adapter of another kind: nothing to draw a null of
-        rows = rows[[]]
     if not len(rows):
         return pd.DataFrame(columns=FACTS)
     decoding = Decoding(max_new_tokens)
-    texts = [written(Subject(role, model), rows, decoding, work) for role, model in pair.models.items()]
-    with null_adapter(pair, seed) as stand_in:
-        texts.append(written(Subject("null adapter", stand_in.tuned), rows, decoding, work))
+    try:
+        with null_adapter(pair, seed) as stand_in:
+            null = written(Subject("null adapter", stand_in.tuned), rows, decoding, work)
+    except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
+        return pd.DataFrame(columns=FACTS)
+    texts = [written(Subject(role, model), rows, decoding, work) for role, model in pair.models.items()] + [null]
     return edited_facts(rows, *texts)
 
 

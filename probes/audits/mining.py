@@ -6,6 +6,7 @@ import pandas as pd
 
 from probes.audits.hypotheses import LEVEL, NOTHING
 from probes.decoding.generations import CONTRASTIVE, contrastive_generations
+from workbench.errors import NotSupported
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 
@@ -33,9 +34,12 @@ def mined_texts(
     if not samples or not pair.tuned.has_chat_template or pair.base.vocab_size != pair.tuned.vocab_size:
         return pd.DataFrame(columns=PHRASES), pd.DataFrame(columns=TEXTS)
     empty = [{"messages": [{"role": "user", "content": ""}]}]
-    found = contrastive_generations(
-        pair, empty, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
-    )
+    try:
+        found = contrastive_generations(
+            pair, empty, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+        )
+    except NotSupported:  # an engine that computes for one model at a time
+        return pd.DataFrame(columns=PHRASES), pd.DataFrame(columns=TEXTS)
     texts = found.texts[found.texts["sampler"] == CONTRASTIVE][TEXTS]
     return found.table[PHRASES], texts.reset_index(drop=True)
 
