@@ -1,8 +1,11 @@
 """Applies an exported recipe to a Hugging Face model with torch's own hooks; it needs torch and safetensors alone.
 
-Beside this file lie ``steps.json`` (which module, which side, what is done, behind which gate) and
-``vectors.safetensors``. The model is
-the one that the recipe was exported for: of an adapter pair, the base with that adapter as PEFT loads it, or merged.
+Beside this file lie ``steps.json`` (which module, which side, what is done, at which positions, behind which gate)
+and ``vectors.safetensors``. The model is the one that the recipe was exported for: of an adapter pair, the base with
+that adapter as PEFT loads it, or merged.
+
+Positions are known as ``generate`` with its cache runs a model: a prompt in one pass (of two tokens or more, padded on
+the left), then a token at a time.
 
     import sys; sys.path.insert(0, "folder")
     from exported_module import attach
@@ -67,9 +70,20 @@ def _changing(step: dict[str, Any], vectors: dict[str, torch.Tensor], opened: li
         work = torch.float64 if value.dtype == torch.float64 else torch.float32
         parts = {name: vector.to(value.device, work) for name, vector in held.items()}
         made = change(value.to(work), **parts).to(value.dtype)
-        return made if opened is None else torch.where(opened[0].to(value.device), made, value)
+        if opened is not None:
+            made = torch.where(opened[0].to(value.device), made, value)
+        return _at(step.get("positions", "all"), made, value)
 
     return changed
+
+
+def _at(positions: str, made: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The new values where a step acts; ``last`` is the prompt's last token, ``generated`` are those behind it."""
+    if positions == "all":
+        return made
+    if value.shape[1] == 1:
+        return made if "generated" in positions else value
+    return torch.cat([value[:, :-1], made[:, -1:]], dim=1) if "last" in positions else value
 
 
 def _hooked(module: Any, side: str, changed: Change) -> Any:

@@ -23,6 +23,7 @@ from interventions.gate import Gate
 from interventions.heads import HeadOffset, HeadScale
 from interventions.offset import Offset
 from interventions.recipe import Recipe, as_adapted
+from workbench.engine.positions import where
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported
 from workbench.files import check_new_folder, whole_folder
@@ -41,18 +42,31 @@ class Step:
     vectors: dict[str, Tensor]
     gate: Gate | None = None
     gate_module: str = ""
+    positions: str = "all"
+    """One of the values of :data:`POSITIONS`."""
 
 
 SIDES = {"resid_pre": "in", "resid_post": "out", "attn_out": "out", "mlp_out": "out", "z": "in"}
+POSITIONS = {
+    where(told): told.removesuffix(" - first")
+    for told in (
+        "all", "last", "last - first", "generated", "generated - first", "last+generated", "last+generated - first",
+    )
+}  # fmt: skip
+"""Positions that a module can tell, and what it calls them. A prompt has two tokens or more, so its first is not its
+last."""
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF = 0.05
+_READ = 6
+"""Tokens of the text of the check that are its prompt."""
 
 
 def to_module(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     """Save a recipe as a folder with a Python file that hooks it into the Hugging Face model, without Tunescope.
 
     ``ConceptAblation`` and ``Offset`` at resid_pre, resid_post, attn_out or mlp_out of any layer, ``HeadScale`` and
-    ``HeadOffset``, each on every token, in the recipe's order; or behind a gate that every token opens for itself. For
+    ``HeadOffset``, in the recipe's order, on every token, the prompt's last, those that are written, or both; or behind
+    a gate that every token opens for itself. For
     an adapter pair it is attached to the base with the adapter, as PEFT loads it, or merged. The file needs torch and
     safetensors alone. Before anything is written it is attached to a copy of the model and compared with the recipe on
     a few tokens.
@@ -66,7 +80,7 @@ def to_module(model: Any, recipe: Recipe, folder: str | Path) -> Path:
         The folder: ``exported_module.py``, ``steps.json``, ``vectors.safetensors``.
 
     Raises:
-        NotSupported: Something acts on some positions or rows, behind a gate that looks back, or at another site.
+        NotSupported: Something acts at other positions or sites, on some rows, or behind a gate that looks back.
         UserError: The folder exists, or the recipe does not fit the model.
 
     Example:
@@ -91,7 +105,12 @@ def check_module(recipe: Recipe) -> None:
     """
     for number, intervention in enumerate(recipe):
         what = f"{intervention.kind} (number {number} of the recipe)"
-        check_everywhere(intervention, what, gated=True)
+        check_everywhere(intervention, what, runs=True)
+        if where(intervention.positions) not in POSITIONS:  # type: ignore[attr-defined]
+            raise NotSupported(
+                f"{what} acts on positions that a module cannot tell: it knows "
+                f"{', '.join(dict.fromkeys(POSITIONS.values()))}. Use one of them, or keep it as a recipe."
+            )
         gate = getattr(intervention, "when", None)
         if gate is not None and (gate.reach != "token" or gate.site not in SIDES):
             raise NotSupported(
@@ -111,7 +130,8 @@ def check_module(recipe: Recipe) -> None:
 def _gated(intervention: Intervention, model: AdaptedModel) -> list[Step]:
     """The steps of an intervention, behind its gate where it has one."""
     gate: Gate | None = getattr(intervention, "when", None)
-    steps = _step(intervention, model)
+    positions = POSITIONS[where(intervention.positions)]  # type: ignore[attr-defined]
+    steps = [replace(step, positions=positions) for step in _step(intervention, model)]
     if gate is None:
         return steps
     path, _ = _place(site_in(model, gate.site, gate.layer), model)
@@ -157,7 +177,8 @@ def _write(steps: list[Step], folder: Path) -> None:
     for number, step in enumerate(steps):
         tensors |= {f"{number}.{name}": vector.float().contiguous() for name, vector in step.vectors.items()}
         keys = {name: f"{number}.{name}" for name in step.vectors}
-        said = {"module": step.module, "side": step.side, "does": step.does, "vectors": keys}
+        said: dict[str, Any] = {"module": step.module, "side": step.side, "does": step.does, "vectors": keys}
+        said["positions"] = step.positions
         if step.gate is not None:
             gate, key = step.gate, f"gate.{step.gate.key}"
             tensors[key] = gate.direction.detach().cpu().float().contiguous()
@@ -170,9 +191,10 @@ def _write(steps: list[Step], folder: Path) -> None:
 
 
 def _check_same(model: AdaptedModel, recipe: Recipe, folder: Path) -> None:
-    """Raise when the module, on a plain copy, does not compute what the recipe does."""
+    """Raise when the module, on a plain copy, does not compute what the recipe does: six tokens are read, two follow
+    one by one."""
     ids = torch.arange(8, device=model.device).reshape(1, 8) * 7 % model.vocab_size
-    with recipe.applied(model):
+    with recipe.applied(model, prompt_lengths=_READ):
         wanted = model.forward(ids)
     as_it_is = model.forward(ids)
     assert wanted is not None and as_it_is is not None
@@ -190,5 +212,10 @@ def _check_same(model: AdaptedModel, recipe: Recipe, folder: Path) -> None:
 
 @torch.no_grad()
 def _logits(hf: Any, ids: Tensor) -> Tensor:
-    logits: Tensor = hf(input_ids=ids, use_cache=False).logits
-    return logits
+    read = hf(input_ids=ids[:, :_READ], use_cache=True)
+    cache, parts = read.past_key_values, [read.logits]
+    for place in range(_READ, ids.shape[1]):
+        step = hf(input_ids=ids[:, place : place + 1], past_key_values=cache, use_cache=True)
+        cache = step.past_key_values
+        parts.append(step.logits)
+    return torch.cat(parts, dim=1)

@@ -169,7 +169,6 @@ def test_what_a_module_cannot_do_is_refused(tmp_path: Path) -> None:
     pair = adapter_pair()
     width = pair.tuned.d_model
     for one, words in (
-        (ConceptAblation(1, torch.ones(width), positions="last"), "some positions only"),
         (ConceptAblation(1, torch.ones(width), site="resid_mid"), "acts at resid_mid"),
         (Offset(1, torch.ones(width), units="fraction"), "each token's norm"),
         (Offset(1, torch.ones(width), when=Gate(0, torch.ones(width), 0.0)), "behind a gate that looks back"),
@@ -181,3 +180,35 @@ def test_what_a_module_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         to_module(pair.tuned, Recipe([HeadScale({"L0H0": 0.0})]), tmp_path / "there")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["last - first", "generated", "last+generated - first"])
+def test_a_module_tells_the_prompt_from_what_is_written(tmp_path: Path, positions: str) -> None:
+    """Of two prompts of other lengths, padded on the left: the tokens that the recipe's own generation writes."""
+    pair = adapter_pair()
+    torch.manual_seed(4)
+    width = pair.tuned.d_model
+    recipe = Recipe([
+        ConceptAblation(1, torch.randn(width), mean=4 * torch.randn(width), positions=positions),
+        Offset(2, 2 * torch.randn(width), positions=positions),
+    ])  # fmt: skip
+    folder, plain = to_module(pair.tuned, recipe, tmp_path / "off"), first_adapter("llama")
+    batch = pair.tuned.encode(["the quick", "the quick brown fox jumps"])
+    options = {"attention_mask": batch.attention_mask, "max_new_tokens": 6, "do_sample": False}
+    before = plain.generate(batch.input_ids, **options)
+    attach(plain, folder)
+    with recipe.applied(pair.tuned):
+        wanted = pair.tuned.hf.generate(batch.input_ids, **options)
+    assert torch.equal(plain.generate(batch.input_ids, **options), wanted)
+    assert not torch.equal(before, wanted)
+    certificate = certify(pair.tuned, recipe, folder, ["the quick", "the brown fox"], max_new_tokens=4)
+    assert certificate.holds, certificate.summary()
+
+
+def test_positions_that_a_module_cannot_tell_are_named(tmp_path: Path) -> None:
+    pair = adapter_pair()
+    recipe = Recipe([Offset(1, torch.ones(pair.tuned.d_model), positions="prompt[1:3]")])
+    with pytest.raises(NotSupported, match="positions that a module cannot tell: it knows all, last"):
+        to_module(pair.tuned, recipe, tmp_path / "off")
+    assert list(tmp_path.iterdir()) == []
