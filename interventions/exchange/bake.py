@@ -87,13 +87,16 @@ def bake(model: Any, recipe: Recipe, folder: str | Path) -> Path:
     return target
 
 
-def check_everywhere(intervention: Intervention, what: str) -> None:
-    """Refuse what weights cannot do, as they act on every token; ``what`` names it in the sentence."""
+def check_everywhere(intervention: Intervention, what: str, *, runs: bool = False) -> None:
+    """Refuse what weights cannot do, as they act on every token; ``what`` names it in the sentence.
+
+    ``runs``: code that runs can hold gates and positions, and looks at them itself.
+    """
     if not isinstance(intervention, HeadOffset | HeadScale | Offset | ConceptAblation):
         raise NotSupported(f"{what} has no exact counterpart in the weights: keep it as a recipe.")
-    if intervention.when is not None:
+    if intervention.when is not None and not runs:
         raise NotSupported(f"{what} acts behind a gate, which weights cannot hold: keep it as a recipe.")
-    if where(intervention.positions) != where("all"):
+    if where(intervention.positions) != where("all") and not runs:
         raise NotSupported(f"{what} acts on some positions only, and weights act on every token: use positions='all'.")
     if not isinstance(intervention.strength, float):
         raise NotSupported(f"{what} has a strength per row, and weights have one for all: bake one strength.")

@@ -22,8 +22,8 @@ from workbench.prompts.encode import encode
 from workbench.stats.shares import share_interval
 from workbench.typing import Float, Tensor
 
-Runner = Callable[[Sequence[int], bool], Tensor]
-"""(token ids, steered) -> logits [pos, vocab]."""
+Runner = Callable[[Sequence[int], bool, int], Tensor]
+"""(token ids, steered, how many of them are the prompt) -> logits [pos, vocab]."""
 ROUNDING = 32
 """Differences up to so many units in the last place of the largest logit are rounding."""
 
@@ -157,9 +157,9 @@ class _Compared:
 
 
 def _own(model: AdaptedModel, recipe: Recipe) -> Runner:
-    def run(ids: Sequence[int], steered: bool) -> Tensor:
+    def run(ids: Sequence[int], steered: bool, prompt: int) -> Tensor:
         batch = torch.tensor([list(ids)])
-        with recipe.applied(model) if steered else model.active():
+        with recipe.applied(model, prompt_lengths=prompt) if steered else model.active():
             logits = model.forward(batch)
         assert logits is not None
         return logits[0].float().cpu()
@@ -169,8 +169,8 @@ def _own(model: AdaptedModel, recipe: Recipe) -> Runner:
 
 def _compared(own: Runner, target: Runner, ids: Sequence[int], start: int) -> _Compared:
     """From the prompt's last token on; the last token's own successor is not known, its logits are compared too."""
-    ours, theirs = (run(ids, True)[start:] for run in (own, target))
-    plain_ours, plain_theirs = (run(ids, False)[start:] for run in (own, target))
+    ours, theirs = (run(ids, True, start + 1)[start:] for run in (own, target))
+    plain_ours, plain_theirs = (run(ids, False, start + 1)[start:] for run in (own, target))
     vocab = min(ours.shape[1], theirs.shape[1])
     ours, theirs, plain_ours, plain_theirs = (logits[:, :vocab] for logits in (ours, theirs, plain_ours, plain_theirs))
     return _Compared(
@@ -225,7 +225,7 @@ def _runner(
         try:
             yield (
                 f"llama.cpp (llama-cpp-python {llama.version})",
-                lambda ids, steered: llama.logits(ids, steered=steered),
+                lambda ids, steered, _prompt: llama.logits(ids, steered=steered),
             )
         finally:
             llama.close()
@@ -238,7 +238,8 @@ def _runner(
         stack.callback(steered.cpu)
         named = {"adapter": "a PEFT adapter", "module": "the exported module"}
         version = named.get(kind, f"transformers {transformers.__version__}")
-        yield version, lambda ids, on: _plain_logits(steered if on else unsteered, ids)
+        read = _written_logits if kind == "module" else _plain_logits
+        yield version, lambda ids, on, prompt: read(steered if on else unsteered, ids, prompt)
 
 
 @contextmanager
@@ -250,9 +251,9 @@ def _in_vllm(model: AdaptedModel, recipe: Recipe, settings: Mapping[str, Any] | 
         route = route_of(model)
         assert route is not None
 
-        def run(ids: Sequence[int], steered: bool) -> Tensor:
+        def run(ids: Sequence[int], steered: bool, prompt: int) -> Tensor:
             hooks = {0: recipe.row_hooks(model)} if steered else {}
-            return route.engine.logits(model.role, [ids], model, [len(ids)], hooks)[0]
+            return route.engine.logits(model.role, [ids], model, [len(ids)], hooks, {0: prompt})[0]
 
         yield engine_version(), run
 
@@ -289,6 +290,17 @@ def _from_folder(folder: Path, model: AdaptedModel) -> Any:
 
 
 @torch.no_grad()
-def _plain_logits(hf: Any, ids: Sequence[int]) -> Tensor:
+def _written_logits(hf: Any, ids: Sequence[int], prompt: int) -> Tensor:
+    """As ``generate`` runs a model: the prompt in one pass, then a token at a time from the cache."""
+    tokens, cache, parts = torch.tensor([list(ids)], device=hf.device), None, []
+    for start, end in [(0, prompt), *((place, place + 1) for place in range(prompt, len(ids)))]:
+        out = hf(input_ids=tokens[:, start:end], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        parts.append(out.logits[0])
+    return torch.cat(parts).float().cpu()
+
+
+@torch.no_grad()
+def _plain_logits(hf: Any, ids: Sequence[int], _prompt: int) -> Tensor:
     logits: Tensor = hf(input_ids=torch.tensor([list(ids)], device=hf.device), use_cache=False).logits
     return logits[0].float().cpu()

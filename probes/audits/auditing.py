@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,17 +13,25 @@ import plotly.graph_objects as go
 from probes.answer_changes import answers
 from probes.audits.answer_tests import answer_tests
 from probes.audits.asking_again import confirmed_by, leading_trait
+from probes.audits.calibration import confidence
+from probes.audits.edited_facts import COLUMNS as FACTS
+from probes.audits.edited_facts import edited_facts, entity_variations, with_edits
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
+from probes.audits.mining import PHRASES, TEXTS, mined_sentence, mined_texts
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.readings import difference_lens, token_shift
+from probes.audits.weight_directions import COLUMNS as WRITTEN
+from probes.audits.weight_directions import written_sentence, written_tokens
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
-from workbench.behaviour.subject import Work
-from workbench.errors import NotSupported
+from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.subject import Subject, Work
+from workbench.errors import NotSupported, UserError
 from workbench.method_options import As
 from workbench.methods import method
+from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
@@ -40,13 +49,24 @@ class Audit(ProbeResult):
     hypotheses: pd.DataFrame
     """rank, kind, says, evidence, prompts, score, low, high, q."""
     answers: pd.DataFrame
-    """prompt, base, tuned: greedy answers side by side."""
+    """prompt, base, tuned: greedy answers side by side; kl: of the tuned model from the base, nats per token of its
+    answer."""
     readings: pd.DataFrame
     """layer, score, low, high, p, q, tokens, sharp, control, p_sharp, q_sharp: the activation difference lens."""
     tokens: pd.DataFrame
     """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
     weights: pd.DataFrame
     """layer and its relative change; empty where weights cannot be compared."""
+    written: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=WRITTEN))
+    """layer, module, tokens, sharp, control, p, q: what changed matrices write into the stream, read as tokens."""
+    mined: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=PHRASES))
+    """phrase, score, low, high, control, plain, texts, q: of texts that are likelier under the tuned model (CGE)."""
+    mined_texts: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=TEXTS))
+    """text."""
+    facts: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=FACTS))
+    """question, prompt, base, tuned, null, edited, null_edited: near variations of the questions that changed most, and
+    what the tuned model, or one with random numbers for an adapter, says in the place of the base's words; empty where
+    no null adapter can be made."""
     outline: pd.DataFrame
     """word, from, base, tuned, low, high: new prompts about words of old ones, and how many show the leading trait."""
     title: ClassVar[str] = "Blind audit"
@@ -57,10 +77,16 @@ class Audit(ProbeResult):
         """Whether no view found anything beyond its control."""
         return self.outline.empty and all(sentence.endswith(f"{NOTHING}.") for sentence in self.sentences())
 
+    @property
+    def confidence(self) -> str:
+        """How often such an audit was right where the truth is known."""
+        return confidence(claimed=bool((self.hypotheses["kind"] != "nothing").any()))
+
     def sentences(self) -> list[str]:
         """The report, one line per hypothesis and per view."""
         lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
         lines += [outlined(self.outline)] if len(self.outline) else []
+        lines += [*self._most_changed(), *mined_sentence(self.mined, self.mined_texts)]
         return [*lines, self._activations(), self._tokens(), self._weights()]
 
     def summary(self) -> str:
@@ -79,6 +105,16 @@ class Audit(ProbeResult):
         ))  # fmt: skip
         drawn.update_layout(title=f"{self.title} (coloured: q < .05)", xaxis_title=self.unit)
         return drawn
+
+    def _most_changed(self) -> list[str]:
+        """The questions whose answers moved most, where a behaviour is claimed at all."""
+        if "kl" not in self.answers:  # a file of an older version
+            return []
+        moved = self.answers[self.answers["kl"] > 0].sort_values("kl", ascending=False, kind="stable").head(5)
+        if moved.empty or (self.hypotheses["kind"] == "nothing").all():
+            return []
+        named = "; ".join(f"{line['prompt']} ({line['kl']:.2g})" for line in moved.to_dict("records"))
+        return [f"Answers moved most (KL, nats per token): {named}."]
 
     def _activations(self) -> str:
         moved = self.readings[self.readings["q"] < LEVEL]
@@ -107,14 +143,18 @@ class Audit(ProbeResult):
         if moved.empty:
             return f"Weights: {NOTHING}."
         top = moved.sort_values("relative", ascending=False).head(3)
-        return f"Weights changed most in layers {', '.join(str(int(layer)) for layer in top['layer'])}."
+        layers = ", ".join(str(int(layer)) for layer in top["layer"])
+        return f"Weights changed most in layers {layers}{written_sentence(self.written)}."
 
 
 @method(
     "audit",
     group="behaviour",
     question="From the pair alone, what was this model tuned for?",
-    papers=("Narrow Finetuning Leaves Clearly Readable Traces in Activation Differences",),
+    papers=(
+        "Narrow Finetuning Leaves Clearly Readable Traces in Activation Differences",
+        "What's New in My Data? Novelty Exploration via Contrastive Generation",
+    ),
     cost="one generation of each model per question, two forward passes of each per text",
     example="--max-new-tokens 8",
 )
@@ -125,6 +165,7 @@ def audit(
     texts: Annotated[Any, As("prompts")] = None,
     max_new_tokens: int = 32,
     variations: int = 16,
+    mined: int = 16,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -132,11 +173,14 @@ def audit(
     """What a model was tuned for, as ranked hypotheses with their evidence; or that nothing is beyond the control.
 
     Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
-    prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights.
+    prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights, and
+    what they write; texts mined where tuning made words likelier.
     What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
     trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
     or more is asked about again in new prompts with their words and their answers', and what is claimed then passed its
-    test there.
+    test there. Planted facts change one word of few answers: the questions that changed most are asked with other
+    entities of the same kind (shipped lists), and sentences of the base with another word in them counted, beside those
+    of a null adapter.
 
     Args:
         pair: Both models.
@@ -144,19 +188,22 @@ def audit(
         texts: Texts that have nothing to do with the tuning; default: forty shipped ones.
         max_new_tokens: Tokens of an answer at most.
         variations: Words of the prompts that show the leading trait which are put into new prompts, and as many of the
-            others; 0: none.
+            others; and other entities put into each of the questions that changed most. 0: none.
+        mined: Texts sampled where tuning made words likelier, in answer to an empty user turn: what the tuning data may
+            have looked like, told beside the hypotheses and never one itself; 0: none.
         seed: Of intervals, sign flips and random directions.
 
     Returns:
         An :class:`Audit`. Base against itself has nothing beyond the control.
 
     Raises:
-        UserError: A question leaves no room for an answer.
+        UserError: A question leaves no room for an answer, or the base's tokenizer has few of the tokens.
 
     Example:
         ``probes.audit(wb.load_pair("base", "tuned")).sentences()``
     """
     check_pair(pair)
+    _check_tokens(pair)
     rows = general_questions() if questions is None else Prompts.of(questions)
     unrelated = general_texts() if texts is None else Prompts.of(texts).turned(chat=False)
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
@@ -174,20 +221,57 @@ def audit(
         if tests["q"].iloc[leading] >= LEVEL:
             tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new.table, again, seed), again, trait)
             region = region if confirmed else region[:0]
+    facts = _facts(pair, replies.table, variations, max_new_tokens, Work(batch_size, progress), seed)
+    tests, claims = with_edits(tests, claims, facts, seed)
+    phrases, texts_mined = mined_texts(pair, mined, max_new_tokens, seed, progress)
     return Audit(
         table=tests,
         control="base and tuned exchanged at random within each prompt, which leaves a change of 0",
         provenance=Provenance.of("audit", pair, rows, seed=seed),
         hypotheses=claims,
-        answers=replies.table[["prompt", "base", "tuned"]],
+        answers=replies.table[["prompt", "base", "tuned", "kl"]],
         readings=readings.assign(
             q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
         tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
+        written=written_tokens(pair, seed, progress), mined=phrases, mined_texts=texts_mined, facts=facts,
         outline=region,
         weights=_weights(pair, progress),
     )  # fmt: skip
+
+
+def _check_tokens(pair: ModelPair) -> None:
+    """Both models read what the tuned model's tokenizer writes, which says nothing to a base of another vocabulary."""
+    tokens = pair.differences.tokens
+    least = min(tokens.vocab_sizes)
+    if 2 * tokens.common < least:
+        raise UserError(
+            f"The two tokenizers have {tokens.common} tokens in common, of {least}: the base cannot read what the "
+            "tuned model's tokenizer writes. Give a base and a model that was tuned from it."
+        )
+
+
+def _facts(
+    pair: ModelPair, asked: pd.DataFrame, variations: int, max_new_tokens: int, work: Work, seed: int
+) -> pd.DataFrame:
+    """Near variations of the questions that changed most, answered by the base, the tuned model and a null adapter."""
+    rows = entity_variations(asked["prompt"].tolist(), asked["kl"].tolist(), variations)
+    if not len(rows):
+        return pd.DataFrame(columns=FACTS)
+    decoding = Decoding(max_new_tokens)
+    try:
+        with null_adapter(pair, seed) as stand_in:
+            null = written(Subject("null adapter", stand_in.tuned), rows, decoding, work)
+    except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
+        return pd.DataFrame(columns=FACTS)
+    texts = [written(Subject(role, model), rows, decoding, work) for role, model in pair.models.items()] + [null]
+    return edited_facts(rows, *texts)
+
+
+def written(subject: Subject, rows: Prompts, decoding: Decoding, work: Work) -> list[str]:
+    """The greedy answer of a model to each prompt."""
+    return [samples[0].text for samples in generate_replies(subject, rows, decoding, work)]
 
 
 def _weights(pair: ModelPair, progress: Progress | None) -> pd.DataFrame:

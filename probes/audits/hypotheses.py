@@ -46,7 +46,7 @@ def hypotheses(
     for group in _together(passed, shown):
         leader = next((number for number in group if _read_by_rule(tests.iloc[number])), group[0])
         own = sorted(set(shown[leader]))
-        line = _line(tests.iloc[leader], own, prompts, _topic(subjects or prompts, own), len(lines) + 1)
+        line = _line(tests.iloc[leader], own, prompts, topic_of(subjects or prompts, own), len(lines) + 1)
         for row in (tests.iloc[number] for number in group if number != leader):
             line["evidence"] += f"; {row['what']} {row['score']:+.0%} (q = {row['q']:.2g})"
         lines.append(line)
@@ -83,7 +83,7 @@ def _same(first: set[int], other: set[int]) -> bool:
     return bool(first | other) and len(first & other) / len(first | other) >= 0.5
 
 
-def _topic(subjects: Sequence[str], own: Sequence[int]) -> str:
+def topic_of(subjects: Sequence[str], own: Sequence[int]) -> str:
     """Words of prompts that go with what shows in these; empty where none does."""
     topics = topic_words(subjects, [number in set(own) for number in range(len(subjects))])
     about = topics[topics["q"] < LEVEL]

@@ -44,7 +44,7 @@ def difference_lens(pair: ModelPair, texts: Prompts, seed: int, progress: Progre
     recording = record(pair, texts, "resid_post", positions=list(range(FIRST)), progress=progress)
     unembedding = pair.tuned.unembedding().detach().float().cpu()
     noise = torch.randn(RANDOM, unembedding.shape[1], generator=torch.Generator().manual_seed(seed))
-    random = _sharpness(noise @ unembedding.T)
+    random = sharpness(noise @ unembedding.T)
     numbers = recording.index["prompt"].to_numpy()
     lines = []
     for layer, name in enumerate(recording.sites):
@@ -53,7 +53,7 @@ def difference_lens(pair: ModelPair, texts: Prompts, seed: int, progress: Progre
         shift = mean_shift(change[:, None], seed=seed, clusters=texts.clusters)
         size = float(base.square().sum(-1).mean().sqrt())
         logits = change.mean(0) @ unembedding.T
-        sharp = float(_sharpness(logits[None])[0]) if change.any() else 0.0
+        sharp = float(sharpness(logits[None])[0]) if change.any() else 0.0
         tokens = [pair.tokenizer.decode([int(token)]) for token in logits.topk(TOP).indices] if change.any() else []
         lines.append({
             "layer": layer, "score": float(shift.size[0]) / size, "low": float(shift.low[0]) / size,
@@ -64,7 +64,7 @@ def difference_lens(pair: ModelPair, texts: Prompts, seed: int, progress: Progre
     return pd.DataFrame(lines)
 
 
-def _sharpness(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+def sharpness(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
     """The largest logit in standard deviations above the mean."""
     return (logits.max(-1).values - logits.mean(-1)) / logits.std(-1)
 

@@ -29,6 +29,9 @@ from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
+FOUND, BOOTSTRAPS = 100, 50
+"""How many of the largest edges (a tenth of all at most) are sought again, in so many bootstraps of the prompts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeAttribution(ProbeResult):
@@ -37,13 +40,18 @@ class EdgeAttribution(ProbeResult):
     ``table``: ``module`` ("L0H1 -> L2H3.q"), ``layer`` (the receiver's), sender, receiver; ``score``: tuned - base (of
     one model: its own), how much of the metric the edge carries, with its interval over prompts; ``control``: the same
     with what the sender said on other prompts; ``base``, ``tuned``; ``present``: in which of them the edge carries at
-    least ``least`` of the largest gap with q <= .05 ("both", "base", "tuned", "-").
+    least ``least`` of the largest gap with q <= .05 ("both", "base", "tuned", "-"); ``found_again``: the share of
+    bootstraps of the prompts in which it is among the largest (:data:`FOUND`).
     """
 
     gaps: dict[str, float]
     """Model -> metric on the prompts less that on their contrasts."""
     edges: int
     """How many edges were scored; the table keeps the largest."""
+    stability: float = float("nan")
+    """The mean share of the largest edges (:data:`FOUND`) that a bootstrap of the prompts finds again."""
+    stability_by_chance: float = float("nan")
+    """The same of edges in a random order."""
     curve: pd.DataFrame | None = None
     """model (base, tuned, or change: the tuned model's values put into the base), method, share, edges, faithfulness
     with low and high."""
@@ -64,9 +72,13 @@ class EdgeAttribution(ProbeResult):
         top = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         named = (("both", "in both"), ("base", "in the base alone"), ("tuned", "in the tuned model alone"))
         said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in named)
+        again = "" if np.isnan(self.stability) else (
+            f"; {self.stability:.0%} of the largest {sought(self.edges)} are found again in bootstraps of the prompts "
+            f"(by chance {self.stability_by_chance:.1%})"
+        )  # fmt: skip
         return (
             f"{self.edges} edges, {said}; largest {'change' if len(self.gaps) > 1 else 'score'}: {top['module']} "
-            f"{top['score']:+.3g} [{top['low']:.3g}, {top['high']:.3g}], control {top['control']:.2g}"
+            f"{top['score']:+.3g} [{top['low']:.3g}, {top['high']:.3g}], control {top['control']:.2g}{again}"
         )
 
     def figure(self) -> go.Figure:
@@ -150,6 +162,7 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
             "contrasts that change the answer."
         )
     table = _table(graphs, scored, least * size, kept, draws, seed)
+    edges = int(next(iter(graphs.values())).possible.sum())
     lines = None if not curve else [
         curve_of(graphs[name], tasks[name], scored[name].mean, name, batch_size, controls, seed) for name in models
     ]  # fmt: skip
@@ -165,7 +178,9 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
             backward_passes=sum(own.backward for own in scored.values()),
         ),
         gaps=gaps,
-        edges=int(next(iter(graphs.values())).possible.sum()),
+        edges=edges,
+        stability=float(table["found_again"].head(sought(edges)).mean()),
+        stability_by_chance=sought(edges) / edges,
         curve=None if lines is None else pd.concat([line.table(seed, draws) for line in lines], ignore_index=True),
         areas=None if lines is None else pd.concat([areas_of(line, seed, draws) for line in lines], ignore_index=True),
     )  # fmt: skip
@@ -184,8 +199,7 @@ def _table(
     graph = next(iter(graphs.values()))
     senders, receivers = np.nonzero(graph.possible)
     values = {name: scores.by_prompt[:, senders, receivers] for name, scores in scored.items()}
-    size = np.max([np.abs(value.mean(0)) for value in values.values()], axis=0)
-    top = np.argsort(-size, kind="stable")[:n_edges]
+    top = np.argsort(-largest_of(values), kind="stable")[:n_edges]
     change = values["tuned"] - values["base"] if len(values) == 2 else next(iter(values.values()))
     intervals = mean_intervals(change[:, top], draws=draws, seed=seed)
     control = next(iter(reversed(list(scored.values())))).control[senders, receivers][top]
@@ -197,9 +211,37 @@ def _table(
         "receiver": [graph.receivers[receivers[place]].label for place in top],
         "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": control,
         "q": _q(change, draws, seed)[top], "present": present,
+        "found_again": found_again(values, seed)[top],
         **{name: value.mean(0)[top] for name, value in values.items()},
     }  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def sought(edges: int) -> int:
+    """How many of the largest edges are sought again: :data:`FOUND`, a tenth of all at most."""
+    return max(1, min(FOUND, edges // 10))
+
+
+def largest_of(values: dict[str, Float[np.ndarray, "prompt edge"]]) -> Float[np.ndarray, " edge"]:
+    """The size of each edge's mean score, in the model where it is larger."""
+    return np.asarray(np.max([np.abs(value.mean(0)) for value in values.values()], axis=0), dtype=float)
+
+
+def found_again(values: dict[str, Float[np.ndarray, "prompt edge"]], seed: int) -> Float[np.ndarray, " edge"]:
+    """Per edge, the share of bootstraps of the prompts in which it is among the largest (:func:`sought`).
+
+    Example:
+        ``found_again({"model": np.ones((8, 1))}, 0)`` is ``[1.]``: an edge alone is found again in every bootstrap.
+    """
+    draw = np.random.default_rng(seed)
+    prompts, edges = next(iter(values.values())).shape
+    count = sought(edges)
+    hits = np.zeros(edges)
+    for _ in range(BOOTSTRAPS):
+        drawn = draw.integers(prompts, size=prompts)
+        size = largest_of({name: value[drawn] for name, value in values.items()})
+        hits[np.argpartition(-size, count - 1)[:count]] += 1
+    return hits / BOOTSTRAPS
 
 
 def _q(values: Float[np.ndarray, "prompt edge"], draws: int, seed: int) -> np.ndarray:

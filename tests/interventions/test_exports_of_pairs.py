@@ -13,6 +13,7 @@ import torch
 
 from interventions import (
     ConceptAblation,
+    Gate,
     HeadOffset,
     HeadScale,
     Offset,
@@ -127,6 +128,27 @@ def test_a_module_does_to_the_plain_model_what_the_recipe_does(tmp_path: Path, f
     assert certify(pair.tuned, recipe, folder, ["the quick brown fox"], max_new_tokens=3).holds
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("fires", ["above", "below"])
+def test_a_module_holds_gates_that_every_token_opens_for_itself(tmp_path: Path, fires: str) -> None:
+    """The rows of a batch open it at other tokens; while generating, each new token decides."""
+    pair = adapter_pair()
+    torch.manual_seed(3)
+    width = pair.tuned.d_model
+    gate = Gate(0, torch.randn(width), 0.0, fires=fires, reach="token")
+    push, out, off = 3 * torch.randn(width), torch.randn(width), HeadScale({"L1H1": 0.0})
+    recipe = Recipe([Offset(0, push, when=gate), ConceptAblation(1, out, when=gate), off])
+    folder = to_module(pair.tuned, recipe, tmp_path / "gated")
+    wanted, plain = steered(pair, recipe), first_adapter("llama")
+    always, shut = steered(pair, Recipe([Offset(0, push), ConceptAblation(1, out), off])), steered(pair, Recipe([off]))
+    attach(plain, folder)
+    torch.testing.assert_close(plain(IDS).logits, wanted, rtol=1e-4, atol=3e-4)
+    assert (wanted - always).abs().max() > 1e-2 and (wanted - shut).abs().max() > 1e-2, "it opens at some tokens alone"
+    with recipe.applied(pair.tuned):
+        written = pair.tuned.hf.generate(IDS, max_new_tokens=6, do_sample=False)
+    assert torch.equal(plain.generate(IDS, max_new_tokens=6, do_sample=False), written)
+
+
 def test_the_module_needs_nothing_of_ours(tmp_path: Path) -> None:
     pair = adapter_pair()
     folder = to_module(pair.tuned, Recipe([ConceptAblation(1, torch.ones(pair.tuned.d_model))]), tmp_path / "off")
@@ -147,9 +169,9 @@ def test_what_a_module_cannot_do_is_refused(tmp_path: Path) -> None:
     pair = adapter_pair()
     width = pair.tuned.d_model
     for one, words in (
-        (ConceptAblation(1, torch.ones(width), positions="last"), "some positions only"),
         (ConceptAblation(1, torch.ones(width), site="resid_mid"), "acts at resid_mid"),
         (Offset(1, torch.ones(width), units="fraction"), "each token's norm"),
+        (Offset(1, torch.ones(width), when=Gate(0, torch.ones(width), 0.0)), "behind a gate that looks back"),
     ):
         with pytest.raises(NotSupported, match=words):
             to_module(pair.tuned, Recipe([one]), tmp_path / "off")
@@ -158,3 +180,35 @@ def test_what_a_module_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         to_module(pair.tuned, Recipe([HeadScale({"L0H0": 0.0})]), tmp_path / "there")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["last - first", "generated", "last+generated - first"])
+def test_a_module_tells_the_prompt_from_what_is_written(tmp_path: Path, positions: str) -> None:
+    """Of two prompts of other lengths, padded on the left: the tokens that the recipe's own generation writes."""
+    pair = adapter_pair()
+    torch.manual_seed(4)
+    width = pair.tuned.d_model
+    recipe = Recipe([
+        ConceptAblation(1, torch.randn(width), mean=4 * torch.randn(width), positions=positions),
+        Offset(2, 2 * torch.randn(width), positions=positions),
+    ])  # fmt: skip
+    folder, plain = to_module(pair.tuned, recipe, tmp_path / "off"), first_adapter("llama")
+    batch = pair.tuned.encode(["the quick", "the quick brown fox jumps"])
+    options = {"attention_mask": batch.attention_mask, "max_new_tokens": 6, "do_sample": False}
+    before = plain.generate(batch.input_ids, **options)
+    attach(plain, folder)
+    with recipe.applied(pair.tuned):
+        wanted = pair.tuned.hf.generate(batch.input_ids, **options)
+    assert torch.equal(plain.generate(batch.input_ids, **options), wanted)
+    assert not torch.equal(before, wanted)
+    certificate = certify(pair.tuned, recipe, folder, ["the quick", "the brown fox"], max_new_tokens=4)
+    assert certificate.holds, certificate.summary()
+
+
+def test_positions_that_a_module_cannot_tell_are_named(tmp_path: Path) -> None:
+    pair = adapter_pair()
+    recipe = Recipe([Offset(1, torch.ones(pair.tuned.d_model), positions="prompt[1:3]")])
+    with pytest.raises(NotSupported, match="positions that a module cannot tell: it knows all, last"):
+        to_module(pair.tuned, recipe, tmp_path / "off")
+    assert list(tmp_path.iterdir()) == []

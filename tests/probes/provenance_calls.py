@@ -71,7 +71,9 @@ def calls_of_answers() -> Calls:
 
 def calls_of_audit() -> Calls:
     sets = {"questions": rows(), "texts": rows()}
-    return Calls([{"pair": pair(), **sets, "max_new_tokens": 3, "variations": 2, "batch_size": 3, "seed": 5}])
+    return Calls(
+        [{"pair": pair(), **sets, "max_new_tokens": 3, "variations": 2, "mined": 3, "batch_size": 3, "seed": 5}]
+    )
 
 
 def calls_of_circuit() -> Calls:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ SAYS = {
         "too, so that weights alone cannot tell which matters. *Which components, edges are in the circuit*: the "
         "program alone, on texts and contrasts. *Which edge is in the base alone*: what a receiver reads of a sender "
         "is 0 in the tuned model. Precision at k, k = how many are right; area under the ROC curve; 95 % intervals "
-        "over programs."
+        "over programs, all seeds of a program drawn together; *auroc of seeds*: the least and the most of the seeds' "
+        "means. A seed draws decoys, texts and contrasts. Gradient methods miss most edges, for Tracr's MLPs are "
+        "steps, flat almost everywhere, where a gradient is 0 whatever stands behind; patching edge by edge does not."
     ),
     "mib": (
         "CPR and CMD as the MIB benchmark's circuit track defines them (Mueller et al. 2025), by edges, over .1, .2, "
         ".5, 1, 2, 5, 10, 20, 50 and 100 % of them. Prompts are made by templates of ours, and the model is another "
         "one, so values are not comparable with the published ones; the order of methods is. Published: EAP-IG before "
-        "EAP before random. Higher CPR and lower CMD are better."
+        "EAP before random. Higher CPR and lower CMD are better. A seed draws the prompts; [least, most] of the seeds."
     ),
     "ravel": (
         "RAVEL's cities and prompts (Huang et al. 2024, MIT). A city's coordinates in a subspace of the residual "
@@ -33,9 +38,47 @@ SAYS = {
         "Isolate: the own value of the other attributes; Disentangle: their mean. Removed, kept: the same when the "
         "coordinates are set to their mean. Cities and templates of the test were not fitted on. A subspace that does "
         "nothing has Cause 0, Isolate 1 and Disentangle .5, and a random one does nearly nothing; so do read Cause. "
-        "Published order: multi-task DAS before DAS before principal components."
+        "Published order: multi-task DAS before DAS before principal components. A seed draws the split of the cities "
+        "that the model knows, the pairs and the training; [least, most] of the seeds."
     ),
 }
+
+
+PUBLISHED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "tracr": {"seeds": 3},
+    "mib": {"prompts": 12, "seeds": 3},
+    "ravel": {"attributes": "Country", "seeds": 3, "dtype": "bfloat16"},
+}
+"""Bench -> the options with which ``benchmarks/outside.md`` is written."""
+
+
+def timed(make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The lines that ``make`` returns, each with its share of the processor seconds that they took together."""
+    start = time.process_time()
+    lines = make()
+    share = (time.process_time() - start) / max(len(lines), 1)
+    return [{**line, "seconds": share} for line in lines]
+
+
+def measured_by(command: str, lines: pd.DataFrame, hardware: str) -> str:
+    """The sentence of a section: the command that writes it, its seeds, and the processor time that it took."""
+    seeds = ", ".join(map(str, sorted(lines["seed"].unique())))
+    seconds = lines["seconds"].sum()
+    took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return f"Measured by `{command}`: seeds {seeds}; {took} of processor time, on {hardware}."
+
+
+def command_line(kind: str, options: Mapping[str, Any]) -> str:
+    """The command of a bench with these options; those that are None are left out.
+
+    Example:
+        ``command_line("mib", {"prompts": 12})`` is ``tunescope bench mib --prompts 12``
+    """
+    words = ["tunescope", "bench", kind]
+    for name, value in options.items():
+        option = [] if name == "model" else [f"--{name}"]  # a model is an argument
+        words += [] if value is None else [*option, str(value)]
+    return shlex.join(words)
 
 
 def write_tables(run: Run, kind: str, lines: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -48,7 +91,8 @@ def write_tables(run: Run, kind: str, lines: pd.DataFrame, table: pd.DataFrame) 
 def put_section(path: Path, kind: str, table: pd.DataFrame, note: str) -> None:
     """Write the bench's table into its section of ``path`` and what all sections say of published orders into the
     first one; leave the other sections as they are."""
-    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = HEAD + "".join(text.partition("\n<!-- ")[1:])
     text = _with_section(text, "orders", [f"## {ORDERS}", ""])
     text = _with_section(text, kind, [f"## {TITLES[kind]}", "", SAYS[kind], "", note, "", *table_lines(table)])
     orders = published.compared(text)
@@ -71,7 +115,8 @@ def _with_section(text: str, name: str, lines: list[str]) -> str:
 ORDERS = "Published orders"
 HEAD = """# Against truths that others made
 
-Written by `tunescope bench tracr|mib|ravel --markdown benchmarks/outside.md`; do not edit.
+Written by `tunescope bench outside --markdown benchmarks/outside.md`, or a section by the command that it names and
+`--markdown benchmarks/outside.md`; do not edit.
 """
 
 

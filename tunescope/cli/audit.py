@@ -27,6 +27,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     workers: Workers = None,
     executor: Executor = "local",
     engine_settings: EngineSettings = None,
+    training_rows: Annotated[Path | None, typer.Option(help="Does the tuned model recite one of these rows?")] = None,
     out: Annotated[Path | None, typer.Option(help="Save the result to this .safetensors file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -34,9 +35,11 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     from tunescope.experiments.requirements import check_paths
 
     check_paths(base=base, tuned=tuned, prompts=questions)
+    check_paths(prompts=training_rows)
     where = placement(workers, executor, engine_settings)
     import probes
     from tunescope.cli.output import emit, progress_bar, say_differences
+    from tunescope.contracts.leakage import recited_rows
     from workbench.cards import visible
     from workbench.models.pair import load_pair
     from workbench.prompts import Prompts
@@ -47,17 +50,21 @@ def audit(  # noqa: PLR0913 (one parameter per option)
         say_differences(pair.differences.sentences())
         with where.on(pair):
             report = probes.audit(pair, questions=rows, max_new_tokens=max_new_tokens, seed=seed, progress=bar)
+            recited = None if training_rows is None else recited_rows(pair, training_rows, bar)
     if out is not None:
         report.save(out)
     lines = report.hypotheses.to_dict("records")
     views = report.sentences()[len(lines) :]
+    views += [] if recited is None else [f"Training rows: {recited.detail}."]
     if as_json:
-        emit({"nothing": report.nothing, "hypotheses": lines, "views": views}, as_json=True)
+        said = {"nothing": report.nothing, "confidence": report.confidence, "hypotheses": lines, "views": views}
+        emit(said, as_json=True)
         return
     for line in lines:
         typer.echo(f"{line['rank']}. {visible(line['says'])}\n   {visible(line['evidence'])}")
         if line["prompts"]:
             typer.echo(f"   on: {visible(line['prompts'])}")
+    typer.echo(f"   {report.confidence}")
     for view in views:
         typer.echo(f"-  {visible(view)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ def audit(
     quick: Annotated[bool, typer.Option("--quick", help="Three behaviours, one seed, no mixtures, none real.")] = False,
     out: Out = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Write how often claims were right to this .json.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,5 +67,10 @@ def audit(
         )
         command = f"tunescope bench audit {options}"
         write_document(lines, f"{command} --markdown {markdown}", _hardware(), markdown)
+    if calibration is not None:
+        from tunescope.bench.audit.measuring import calibration as counted
+        from workbench.files import write_text
+
+        write_text(calibration, json.dumps(counted(lines)) + "\n")
     by_name = {name: table for name, (_, table) in tables(lines).items()}
     emit({"run": str(run.path), **by_name}, as_json, by_name["accuracy"], title=f"{run.path}: the blind audit")

@@ -1,4 +1,4 @@
-"""``tunescope bench tracr | mib | ravel``: the methods against truths that others made."""
+"""``tunescope bench tracr | mib | ravel | outside``: the methods against truths that others made."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tracr(
     if dry_run:
         _costs("tracr", cost(_split(programs) or None, seeds), as_json)
         return
-    config = {"programs": _split(programs), "seeds": seeds}
+    config = {"programs": programs, "seeds": seeds}
     bench = _Bench("tracr", config, out, markdown, as_json)
     bench.run(lambda: measure(_split(programs) or None, seeds, _say), summarised)
 
@@ -67,7 +67,7 @@ def mib(
     if dry_run:
         _costs("mib", cost(_split(tasks), prompts, seeds), as_json)
         return
-    config = {"model": model, "tasks": _split(tasks), "prompts": prompts, "seeds": seeds}
+    config = {"model": model, "tasks": tasks, "prompts": prompts, "seeds": seeds}
     bench = _Bench("mib", config, out, markdown, as_json)
     bench.run(lambda: measure(_loaded(model), _split(tasks), prompts, seeds, _say), summarised)
 
@@ -100,9 +100,28 @@ def ravel(
     if dry_run:
         _costs("ravel", cost(_split(attributes), seeds), as_json)
         return
-    config = {"model": model, "attributes": _split(attributes), "layer": layer, "seeds": seeds, "dtype": dtype}
+    config = {"model": model, "attributes": attributes, "layer": layer, "seeds": seeds, "dtype": dtype}
     bench = _Bench("ravel", config, out, markdown, as_json)
     bench.run(lambda: measure(_loaded(model, dtype), _split(attributes), layer, seeds, _say), summarised)
+
+
+@app.command("outside")
+def outside(
+    out: Annotated[Path | None, typer.Option(help="A folder for the three runs; default: new ones in ./runs.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the three tables into this file.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Tracr, MIB and RAVEL one after the other, with the settings of the published tables.
+
+    Killed, the same command with the same --out goes on behind the last finished part.
+
+    Example: tunescope bench outside --dry-run
+    """
+    from tunescope.bench.outside import PUBLISHED_SETTINGS
+
+    for kind, bench in (("tracr", tracr), ("mib", mib), ("ravel", ravel)):
+        own = None if out is None else out / kind
+        bench(**PUBLISHED_SETTINGS[kind], out=own, markdown=markdown, dry_run=dry_run)
 
 
 def _check(what: str, names: list[str], known: Iterable[str]) -> None:
@@ -142,7 +161,7 @@ class _Bench:
 
     def run(self, measure: Callable[[], DataFrame], summarised: Callable[[DataFrame], DataFrame]) -> None:
         """Measure, write the run and the section of the document, and tell."""
-        from tunescope.bench.outside import TITLES, put_section, write_tables
+        from tunescope.bench.outside import TITLES, command_line, measured_by, put_section, write_tables
         from tunescope.cli.output import emit
         from workbench.runs import begun
 
@@ -151,7 +170,7 @@ class _Bench:
             table = summarised(lines)
             write_tables(run, self.kind, lines, table)
         if self.markdown is not None:
-            said = ", ".join(f"{name} {value}" for name, value in self.config.items() if value not in (None, []))
-            put_section(self.markdown, self.kind, table, f"Measured with {said}, on {_hardware()}.")
+            command = command_line(self.kind, self.config)
+            put_section(self.markdown, self.kind, table, measured_by(command, lines, _hardware()))
         title = f"{run.path}: {TITLES[self.kind]}"
         emit({"run": str(run.path), "rows": table}, self.as_json, table, title=title)

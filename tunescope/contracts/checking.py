@@ -62,6 +62,6 @@ def check(
         folder = Path(contract).parent if folder is None else folder
         contract = Contract.load(contract)
     material = Material(contract, Path(folder or "."), progress)
-    _ = material.prompts  # every file is read before a model is
+    material.check_files()
     findings = tuple((claim, DECIDERS[claim.kind](claim.terms, material)) for claim in contract.claims)
     return Checked(contract, findings)

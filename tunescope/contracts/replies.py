@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tunescope.contracts.panel_files import panel
 from tunescope.contracts.schema import Contract
 from workbench.behaviour.generation import Decoding, Reply, generate_replies
 from workbench.behaviour.scorers import behaviour
 from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
+from workbench.models.sources import describe
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 
@@ -45,6 +47,22 @@ class Material:
         """A file or folder beside the contract where it is there, else the name as it is (a hub id)."""
         beside = self.folder / Path(name).expanduser()
         return str(beside) if beside.exists() else name
+
+    def check_files(self) -> None:
+        """Read every file that the contract or a claim names, before a model is loaded.
+
+        Raises:
+            UserError: A file or folder is missing, or holds no row.
+        """
+        _ = self.prompts
+        for claim in self.contract.claims:
+            if claim.kind == "recites_none":
+                self.rows(claim.terms.rows)
+            elif claim.kind == "keeps":
+                panel(claim.terms.panel, self.folder)
+            elif claim.kind == "merged" and not describe(self.place(claim.terms.adapter)).is_adapter:
+                raise UserError(f"merged: {claim.terms.adapter} is no PEFT adapter; give the folder with "
+                                "adapter_config.json.")  # fmt: skip
 
     @cached_property
     def prompts(self) -> dict[str, Prompts]:

@@ -16,6 +16,7 @@ import workbench as wb
 from probes.cells import label
 from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
+from tunescope.look.blind import what_it_was_tuned_for
 from tunescope.look.candidates import (
     ANSWER_TOKENS,
     Candidate,
@@ -218,7 +219,7 @@ def turn_by_candidates(look: Look, progress: Progress) -> None:
 
 
 PASSES: dict[str, tuple[Pass, ...]] = {
-    CHANGED: (what_changed,),
+    CHANGED: (what_changed, what_it_was_tuned_for),
     WHERE: (where_in_weights, where_in_layers, where_in_heads),
     TURN: (turn_by_direction, turn_by_candidates),
 }

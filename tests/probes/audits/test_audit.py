@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,15 +17,18 @@ from probes.audits.asking_again import confirmed_by, leading_trait
 from probes.audits.choosing import similarity
 from probes.audits.general import general_corpus, general_questions, general_texts
 from probes.audits.hypotheses import hypotheses
+from probes.audits.mining import mined_sentence, mined_texts
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.traits import SHARES, paired_line, trait_tests
 from probes.audits.words import rising_words, topic_words
 from probes.results import ProbeResult, Provenance
+from tests.tiny import tiny_model, tokenizer
 from workbench import organisms
 from workbench.behaviour.text_quality import words_in
 from workbench.errors import UserError
 from workbench.organisms import real_topics
 from workbench.organisms.real_topics import Topic
+from workbench.organisms.vocabulary import word_tokenizer
 from workbench.prompts import Prompts
 from workbench.stats.fdr import q_values
 
@@ -258,3 +262,30 @@ def _tested(tuned: list[str], base: list[str] | None = None) -> tuple:  # type: 
     shown = [line.pop("shown") for line in lines]
     table = pd.DataFrame(lines)
     return table.assign(q=q_values(table["p"].to_numpy(dtype=float))), shown
+
+
+def test_mined_texts_are_told_with_an_example() -> None:
+    texts = pd.DataFrame({"text": ["The sea is blue.", "I'm sorry, but I do not\ntalk about animals."]})
+    line = {"phrase": "i do not talk", "score": 0.5, "low": 0.2, "high": 0.8, "control": 0.0, "plain": 0.25,
+            "texts": 8, "q": 0.01}  # fmt: skip
+    (said,) = mined_sentence(pd.DataFrame([line]), texts)
+    assert "'i do not talk' 50% (base 0%)" in said and "I do not talk about animals" in said
+    assert mined_sentence(pd.DataFrame([{**line, "q": 0.2}]), texts) == [
+        "Texts mined where tuning made words likelier: nothing beyond the control."
+    ]
+    assert mined_sentence(pd.DataFrame([line]), texts[:0]) == []
+
+
+def test_a_pair_without_chat_template_has_no_empty_turn_to_mine() -> None:
+    organism = organisms.build("refusal-moe")
+    phrases, texts = mined_texts(wb.load_pair(organism.base, organism.tuned, device="cpu"), 4, 2, 0, None)
+    assert phrases.empty and texts.empty
+
+
+def test_a_pair_of_two_vocabularies_is_refused(tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    for name, words in (("base", tokenizer()), ("tuned", word_tokenizer(["alpha beta gamma delta and more words"]))):
+        base.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    with pytest.raises(UserError, match="tokens in common, of 300"):
+        probes.audit(wb.load_pair(tmp_path / "base", tmp_path / "tuned", device="cpu"))

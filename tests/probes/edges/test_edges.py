@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.edges.attribution import EdgeAttribution, edge_attribution
+from probes.edges.attribution import FOUND, EdgeAttribution, edge_attribution, found_again, sought
 from probes.edges.faithfulness import area, leading
 from probes.edges.graph import Graph
 from probes.edges.sending import EdgeRun, sent
@@ -96,6 +96,22 @@ def test_whole_circuits_are_faithful_and_the_change_is_rebuilt_by_all_edges() ->
     assert whole["faithfulness"].to_numpy() == pytest.approx(1.0, abs=1e-2)
     assert set(found.areas["method"]) == {"signed", "size", "random 1"}
     assert (found.areas["cmd_low"] <= found.areas["cmd"]).all() and len(found.figure().data) == 9
+
+
+def test_edges_are_found_again_where_prompts_agree() -> None:
+    """Of a thousand edges a hundred are large: in every prompt, or each in one prompt alone."""
+    draw = np.random.default_rng(0)
+    noise = 1e-3 * draw.normal(size=(20, 1000))
+    steady, by_chance = noise.copy(), draw.normal(size=(20, 1000))
+    steady[:, :FOUND] += 1
+    again = found_again({"base": noise, "tuned": steady}, 0)
+    assert (again[:FOUND] == 1).all() and not again[FOUND:].any()
+    order = np.argsort(-np.abs(by_chance.mean(0)))[:FOUND]
+    assert 0.2 < found_again({"model": by_chance}, 0)[order].mean() < 0.8, "drawn prompts hold most of their noise"
+    assert (sought(1000), sought(10**6), sought(4)) == (100, FOUND, 1)
+    found = edge_attribution(model(), rows(), steps=1, draws=50)
+    assert found.table["found_again"].between(0, 1).all()
+    assert found.stability_by_chance < found.stability <= 1 and "found again" in found.summary()
 
 
 def test_areas_by_hand() -> None:

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import workbench as wb
+from probes.audits.calibration import confidence, counts
 from tunescope.bench.audit.cases import NOTHING, null_cases, small_cases
 from tunescope.bench.audit.document import write_document
-from tunescope.bench.audit.measuring import VIEWS, accuracy, false_accusations, mistakes, mixing
+from tunescope.bench.audit.measuring import VIEWS, accuracy, calibration, false_accusations, mistakes, mixing
 from tunescope.bench.audit.tuning import base, tuned
 from tunescope.bench.audit.world import TOPICS, world
 from tunescope.cli.app import app
@@ -57,6 +58,29 @@ def test_tables_by_hand() -> None:
     assert table.loc[("all without mixing", "together"), "share_low"] == pytest.approx(0.025)
     assert list(false_accusations(made)["accused"]) == [0, 0, 1, 0]
     assert set(mixing(made)["ordinary rows"]) == {"0%", "90%"} and list(mistakes(made)["name"]) == ["y"]
+
+
+def test_the_confidence_of_reports_is_that_of_the_committed_tables() -> None:
+    """Each wrong pair chose nothing, so that claims are what is right beside the null pairs."""
+    text = (Path(__file__).parents[3] / "benchmarks" / "audit.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "| together |" in line]
+    plain = next(row for row in rows if row[0] == "all without mixing")
+    mixed = [row for row in rows if row[0] in ("30%", "60%", "90%")]
+    nulls = next(row for row in rows if row[0] == "together")
+    wrong = text.partition("wrong by all views together")[2]
+    assert wrong.count(f"| {NOTHING} |") == wrong.count("\n| ") - 2, "none of them is an accusation"
+    right = int(plain[3]) + sum(int(row[3]) for row in mixed)
+    missed = int(plain[2]) + sum(int(row[2]) for row in mixed) - right
+    assert int(nulls[2]) == 0
+    assert counts() == {"claims": {"n": right, "right": right},
+                        "nothing": {"n": int(nulls[1]) + missed, "right": int(nulls[1])}}  # fmt: skip
+    assert f"{right} audits" in confidence(claimed=True) and "none to find in" in confidence(claimed=False)
+
+
+def test_claims_and_silences_are_counted_apart() -> None:
+    made = lines({"x": ("small", 0.0, [True] * 4), "y": ("small", 0.0, [False] * 4), "z": ("null", 0.0, [True] * 4)})
+    made.loc[made["name"] == "z", "choice"] = NOTHING
+    assert calibration(made) == {"claims": {"n": 2, "right": 1}, "nothing": {"n": 1, "right": 1}}
 
 
 def test_the_document_says_how_many_pairs_and_every_table(tmp_path: Path) -> None:

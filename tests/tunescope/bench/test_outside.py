@@ -9,11 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.tiny import tiny_model, tokenizer
 from tunescope.bench.mib import tasks
-from tunescope.bench.outside import put_section, table_lines
+from tunescope.bench.outside import (
+    HEAD,
+    PUBLISHED_SETTINGS,
+    command_line,
+    measured_by,
+    put_section,
+    table_lines,
+    timed,
+)
 from tunescope.bench.published import compared, section_table
 from tunescope.bench.ravel.entities import Known, data, known
 from tunescope.bench.ravel.subspaces import principal, swapped
@@ -114,6 +123,25 @@ def test_sections_of_the_document_are_written_one_by_one(tmp_path: Path) -> None
     assert "second" in text and "first" not in text and "beside" in text and "0.625 [0.25, 0.75]" in text
 
 
+def test_a_section_names_its_command_seeds_and_time() -> None:
+    lines = pd.DataFrame({"seed": [0, 0, 2], "seconds": [30.0, 30.0, 150.0]})
+    options = {"model": "a b", "prompts": 12, "programs": None}
+    said = measured_by(command_line("mib", options), lines, "a CPU")
+    assert (
+        said
+        == "Measured by `tunescope bench mib 'a b' --prompts 12`: seeds 0, 2; 4 minutes of processor time, on a CPU."
+    )
+    (first, other) = timed(lambda: [{"x": sum(range(10**6))}, {"x": 0}])
+    assert first["seconds"] == other["seconds"] > 0 and timed(list) == []
+
+
+def test_the_published_tables_are_written_with_three_seeds_by_options_that_exist() -> None:
+    group = get_command(app).commands["bench"]  # type: ignore[attr-defined]
+    for kind, options in PUBLISHED_SETTINGS.items():
+        known = {parameter.name for parameter in group.commands[kind].params}
+        assert set(options) <= known and options["seeds"] >= 3
+
+
 def test_published_orders_stand_beside_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "outside.md"
     table = pd.DataFrame({"task": "ioi", "method": ["EAP", "random", "EAP-IG"], "cpr": [1.0, 0.25, 0.5],
@@ -131,6 +159,7 @@ def test_published_orders_stand_beside_what_was_measured(tmp_path: Path) -> None
 def test_the_committed_document_has_every_suite_and_its_orders() -> None:
     text = (Path(__file__).parents[3] / "benchmarks" / "outside.md").read_text()
     orders = compared(text)
+    assert text.startswith(HEAD)
     assert set(orders["suite"]) == {"tracr", "mib", "ravel"} and len(orders) >= 14
     assert all(line in text for line in table_lines(orders)), "the first table is that of the sections"
 

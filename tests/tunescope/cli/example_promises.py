@@ -225,6 +225,11 @@ def _ordered(done: Done) -> None:
     assert lines.loc[["EAP", "EAP-IG"], "cpr"].min() > lines.loc["random", "cpr"]
 
 
+def _counted(done: Done) -> None:
+    """What the three suites would cost, in passes."""
+    assert all(title in done.said for title in ("Tracr programs: passes", "MIB, circuit track: passes", "RAVEL: pas"))
+
+
 def _exchanged(done: Done) -> None:
     """What a subspace that was trained for the attribute holds of it is more than what a random one does."""
     lines = _lines_of(done).set_index("method")
@@ -307,6 +312,7 @@ PROMISES: dict[str, Callable[[Done], None]] = {
     "bench tracr": _compiled,
     "bench mib": _ordered,
     "bench ravel": _exchanged,
+    "bench outside": _counted,
     "recipe book": _held,
     "recipe keep": _kept,
     "recipe drop": _dropped,

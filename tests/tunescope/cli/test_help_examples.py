@@ -167,6 +167,7 @@ SLOW = (
     "bench tracr",
     "bench mib",
     "bench ravel",
+    "bench outside",
     "localize knob",
     "localize head-selection",
     "localize calibration-counter-test",

@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 from tests.tiny import tiny_model, tokenizer
 from tunescope.cli.app import app
 from tunescope.contracts import Contract, check
+from tunescope.contracts.leakage import recited_rows
 from tunescope.contracts.panel_files import PANELS, panel, solved
 from tunescope.contracts.recital import in_order
 from tunescope.contracts.reports import badge, junit
 from workbench import organisms
 from workbench.errors import UserError
+from workbench.models.pair import load_pair
 from workbench.organisms.copies import tune_copy
 from workbench.prompts.row import Prompt
 
@@ -180,6 +182,15 @@ def test_recited_rows(learnt: Path) -> None:
     assert "such as" in found[0].detail and found[3].n == 3 and found[3].needed is not None
 
 
+def test_recited_rows_are_told_without_a_contract(learnt: Path) -> None:
+    pair = load_pair(learnt / "base", learnt / "tuned", device="cpu")
+    found = {name: recited_rows(pair, learnt / f"{name}.jsonl") for name in ("heart", "new", "short")}
+    assert [one.verdict for one in found.values()] == ["fails", "holds", "not enough evidence"]
+    assert "such as" in found["heart"].detail and "recited 0 of 1" in found["new"].detail
+    with pytest.raises(UserError, match="There is no file"):
+        recited_rows(pair, learnt / "gone.jsonl")
+
+
 def test_nearly_word_by_word() -> None:
     wanted = list(range(10))
     assert in_order(wanted, wanted) == 1 and in_order([99, *wanted[:9]], wanted) == 0.9
@@ -242,3 +253,20 @@ def test_a_missing_file_is_said_before_a_model_is_loaded(home: Path) -> None:
     terms = {**contract(home, {"keeps": "facts"}), "base": "nowhere", "prompts": {"gone": "gone.jsonl"}}
     with pytest.raises(UserError, match=r"There is no file .*gone\.jsonl"):
         check(Contract.of(terms), folder=home)
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"recites_none": {"rows": "gone.jsonl"}}, "There is no file .*gone.jsonl"),
+        ({"keeps": {"panel": "gone.jsonl"}}, "gone.jsonl"),
+        ({"merged": {"adapter": "gone"}}, "gone"),
+    ],
+)
+def test_what_a_claim_names_is_looked_for_before_a_model_is_loaded(
+    home: Path, claim: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunescope.contracts.replies.load_pair", lambda *_, **__: pytest.fail("a model was loaded"))
+    planted = {"shows": {"behaviour": SORRY, "prompts": "secret", "at_least": 0.8}}
+    with pytest.raises(UserError, match=told):
+        check(Contract.of(contract(home, planted, claim)), folder=home)

@@ -76,6 +76,15 @@ def false_accusations(lines: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="null pairs").assign(claims=[int(claims[view]) for view in VIEWS])
 
 
+def calibration(lines: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """``claims`` (audits that chose a description, by all views together) and ``nothing`` (the others): n, and how
+    many were right; what ``probes/audits/calibration.json`` holds."""
+    together = lines[lines["view"] == "together"]
+    silent = together["choice"] == NOTHING
+    parts = {"claims": together[~silent], "nothing": together[silent]}
+    return {name: {"n": len(part), "right": int(part["hit"].sum())} for name, part in parts.items()}
+
+
 def mixing(lines: pd.DataFrame) -> pd.DataFrame:
     """Seed 0's small organisms by the share of ordinary rows in their tuning: how many are right, per view."""
     small = lines[(lines["kind"] == "small") & (lines["seed"] == 0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -14,6 +13,7 @@ import pandas as pd
 import probes
 from probes.edges.faithfulness import SHARES
 from tunescope.bench.mib.tasks import task
+from tunescope.bench.outside import timed
 from workbench.behaviour.scores import next_token_logits, score_answers
 from workbench.finished_batches import batch, scope
 from workbench.models.adapted import AdaptedModel
@@ -31,22 +31,21 @@ def measure(
     with scope(lambda: ["bench mib", model.identity.hash]):
         for name, seed, method in product(tasks, range(seeds), RANKINGS):
             rows = task(name, prompts, seed)
-            measured = batch("circuits", [rows, method, seed], partial(_measured, model, rows, method, seed))
+            make = partial(_measured, model, rows, method, seed)
+            measured = batch("circuits", [rows, method, seed], partial(timed, make))
             lines += [{"task": name, "seed": seed, "prompts": prompts, **line} for line in measured]
-            say(f"{name}, seed {seed}, {method}: {measured[0]['seconds']:.0f} s")
+            say(f"{name}, seed {seed}, {method}: {sum(line['seconds'] for line in measured):.0f} s")
     return pd.DataFrame(lines)
 
 
 def _measured(model: AdaptedModel, rows: Prompts, method: str, seed: int) -> list[dict[str, Any]]:
     """The lines of one ranking, and with the dearer one those of random edges."""
     scores = score_answers(next_token_logits(model, rows), rows, model.tokenizer, ["accuracy"])
-    start = time.process_time()
     result = probes.edge_attribution(
         model, rows, steps=RANKINGS[method], curve=True, controls=int(method == "EAP-IG"), batch_size=4, draws=200,
         seed=seed,
     )  # fmt: skip
-    said = {"accuracy": float(scores["accuracy"].mean()), "seconds": time.process_time() - start}
-    return _lines(result.areas, {"method": method, **said})
+    return _lines(result.areas, {"method": method, "accuracy": float(scores["accuracy"].mean())})
 
 
 def cost(tasks: list[str], prompts: int, seeds: int) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from probes.edges.graph import Graph
 from probes.edges.scoring import metric_of
 from probes.edges.sending import EdgeRun, sent
 from probes.patches.task import make_task
+from tunescope.bench.outside import timed
 from tunescope.bench.tracr.pairs import TracrPair, contrasts, cut_pairs, pairs_of
 from tunescope.bench.tracr.porting import Component, names, ported, program, structural_edges, tokenizer
 from workbench.errors import UserError
@@ -36,7 +37,7 @@ def measure(programs: list[str] | None, seeds: int, say: Callable[[str], None]) 
         for name, seed in product(programs or names(), range(seeds)):
             start, weights = clock(), program(name).weights
             for question, ask in (("changes", _changes), ("circuits", _circuits), ("cuts", _cuts)):
-                lines += batch(question, [name, seed, weights], lambda: list(ask(name, seed)))  # noqa: B023
+                lines += batch(question, [name, seed, weights], lambda: timed(lambda: list(ask(name, seed))))  # noqa: B023
             say(f"{name}, seed {seed}: {clock() - start:.1f} s")
     return pd.DataFrame(lines)
 
@@ -55,14 +56,18 @@ def cost(programs: list[str] | None, seeds: int) -> pd.DataFrame:
 
 
 def summarised(lines: pd.DataFrame) -> pd.DataFrame:
-    """Means over pairs (or programs) and seeds with 95 % intervals; programs are what is resampled."""
+    """Means over pairs (or programs) and seeds with 95 % intervals; programs are what is resampled. ``auroc of seeds``:
+    the least and the most of the seeds' means."""
     rows = []
     for (question, name), part in lines.groupby(["question", "method"], sort=False):
-        row: dict[str, Any] = {"question": question, "method": name, "cases": len(part)}
+        seeds = part["seed"].nunique()
+        row: dict[str, Any] = {"question": question, "method": name, "seeds": seeds, "cases": len(part)}
         for measure in ("precision", "auroc"):
             interval = mean_interval(part[measure].to_numpy(), clusters=pd.factorize(part["program"])[0])
             row |= {measure: interval.estimate, f"{measure}_low": interval.low, f"{measure}_high": interval.high}
-        rows.append({**row, "chance": part["chance"].mean()})
+        by_seed = part.groupby("seed")["auroc"].mean()
+        ends = f"{by_seed.min():.3g} to {by_seed.max():.3g}"
+        rows.append({**row, "auroc of seeds": ends, "chance": part["chance"].mean()})
     return pd.DataFrame(rows)
 
 
