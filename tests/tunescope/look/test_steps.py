@@ -59,6 +59,16 @@ def test_the_planted_refusal_is_found_and_turned(looked: Look) -> None:
     assert works(table)[table["candidate"] == "direction-off"].all()
 
 
+def test_activations_and_lens_are_read_where_the_answers_part(looked: Look) -> None:
+    moved, lens = looked.results["activations"].table, looked.results["lens"].table
+    n_layers = looked.pair.tuned.n_layers
+    assert sorted(set(moved["site"])) == ["attn_out", "mlp_out"] and len(moved) == 2 * n_layers
+    assert lens["layer"].tolist() == list(range(n_layers)) and lens["score"].max() > 1
+    assert looked.results["lens"].figure().data and looked.results["lens"].cells.empty
+    told = [sentence.partition(":")[0] for sentence in looked.notes[WHERE].sentences]
+    assert told == ["weights", "activations", "lens", "layers", "heads"]
+
+
 def test_the_models_are_as_before(looked: Look) -> None:
     assert [model.n_hooks for model in looked.pair.models.values()] == [0, 0]
 
