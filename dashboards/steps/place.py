@@ -73,8 +73,10 @@ def weights_of(weights: pd.DataFrame, layer: int) -> str:
         weights: layer, module, score.
         layer: Whose attention.
     """
-    here = weights[(weights["layer"] == layer) & weights["module"].astype(str).str.contains("attn|attention")]
-    if here.empty or not (here["score"] > 0).any():
+    names = weights["module"].astype(str)
+    is_attention = names.str.contains("attn|attention") & ~names.str.contains("norm")
+    here = weights[(weights["layer"] == layer) & is_attention & (weights["score"] > 0)]
+    if here.empty:
         return f"Weights: the attention of layer {layer} was not tuned."
     moved = here.sort_values("score", ascending=False).to_dict("records")
     named = ", ".join(f"{str(row['module']).rpartition('.')[2]} {row['score']:.2g}" for row in moved)

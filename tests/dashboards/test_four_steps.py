@@ -234,7 +234,8 @@ def test_the_selected_head_has_its_effect_and_the_weights_of_its_layer() -> None
         "Effect: 10% of the change of the next word, by gradients, not confirmed by patching."
     )
     assert effect_of(heads, 0, 0) == "No map has this head."
-    weights = pd.DataFrame({"layer": [1, 1, 1], "module": ["attn.q", "attn.o", "mlp.up"], "score": [0.1, 0.3, 0.9]})
+    modules = ["attn.q", "attn.o", "attn.k", "post_attention_layernorm", "mlp.up"]
+    weights = pd.DataFrame({"layer": 1, "module": modules, "score": [0.1, 0.3, 0.0, 0.2, 0.9]})
     assert weights_of(weights, 1) == "Weights of the attention of layer 1, relative change: o 0.3, q 0.1."
     assert weights_of(weights, 0) == "Weights: the attention of layer 0 was not tuned."
 
