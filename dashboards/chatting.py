@@ -95,11 +95,17 @@ def reply(
         options["logits_processor"] = LogitsProcessorList([noise])
     if recipe is None:
         return _written(model, batch, options)
-    before = model.forward(batch, logits="last")
+    before = _last_logits(model, batch)
     with recipe.applied(model):
         answer = _written(model, batch, options)
-    same = torch.equal(before, model.forward(batch, logits="last"))
+    same = torch.equal(before, _last_logits(model, batch))
     return replace(answer, restored=same and model.n_hooks == 0)
+
+
+def _last_logits(model: AdaptedModel, batch: Any) -> Any:
+    logits = model.forward(batch, logits="last")
+    assert logits is not None
+    return logits
 
 
 def _written(model: AdaptedModel, batch: Any, options: dict[str, Any]) -> ChatReply:

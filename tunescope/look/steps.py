@@ -157,7 +157,7 @@ def where_in_lens(look: Look, progress: Progress) -> None:
     )
     look.results["lens"] = lens
     table = lens.table.sort_values("layer")
-    first = next(row for row in _records(table) if row["score"] >= table["score"].max() / 2)
+    first = _records(table[table["score"] >= table["score"].max() / 2])[0]
     look.tell(
         WHERE, f"lens: the words that the layers would say part from layer {first['layer']:.0f} on, by "
         f"{first['score']:.2g} nats [{first['low']:.2g}, {first['high']:.2g}] (moved as far at random "
