@@ -53,6 +53,8 @@ class Look:
     """Step -> what it found."""
     parting: Prompts | None = None
     """Rows that end where the two models' answers part, once they are made."""
+    no_parting: UserError | None = None
+    """Why there are no such rows, once that is known."""
     behaviour: str | None = None
     """The behaviour that rose, as ``wb.behaviour`` takes it."""
     candidates: pd.DataFrame | None = None
@@ -105,7 +107,8 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
             with scope(partial(_content, look, work.__name__)):
                 work(look, progress)
         except UserError as error:
-            look.tell(step, f"{work.__name__.replace('_', ' ')}: {error}")
+            if not any(sentence.endswith(str(error)) for sentence in look.notes[step].sentences):
+                look.tell(step, f"{work.__name__.replace('_', ' ')}: {error}")
         for sentence in look.notes[step].sentences[before:]:
             say(f"{step:14} {sentence}")
 
@@ -113,7 +116,8 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
 def what_changed(look: Look, progress: Progress) -> None:
     """Answers side by side, and the behaviour that rose."""
     answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
-    look.results["answers"], look.behaviour, look.parting = answers, answers.behaviour, None
+    look.results["answers"], look.behaviour = answers, answers.behaviour
+    look.parting = look.no_parting = None
     look.tell(CHANGED, f"{answers.summary()}.", found=answers.share > 0)
 
 
@@ -271,8 +275,14 @@ def kept_sentence(look: Look) -> str:
 
 def _parting(look: Look, progress: Progress) -> Prompts:
     """Rows that end where the two models' answers part, made once."""
+    if look.no_parting is not None:
+        raise look.no_parting
     if look.parting is None:
-        look.parting = sample(wb.contrast(look.pair, look.prompts, progress=progress), WHERE_PROMPTS, look.seed)
+        try:
+            look.parting = sample(wb.contrast(look.pair, look.prompts, progress=progress), WHERE_PROMPTS, look.seed)
+        except UserError as error:
+            look.no_parting = error
+            raise
     return look.parting
 
 

@@ -87,6 +87,7 @@ def test_base_against_itself_finds_nothing(tmp_path: Path) -> None:
     look = Look(load_pair(base, base, device="cpu"), refusal_rows()[:8], base, base)
     run_steps(look, Silent(), lambda _: None)
     assert not any(note.found for note in look.notes.values())
+    assert len(look.notes[WHERE].sentences) == 2  # the weights, and once why nothing else can be read
     with runs.begun("look", CONFIG, tmp_path / "look") as run:
         keep(look, run)
     assert [notes_of(run).state(step) for step in STEPS] == ["nothing beyond the control"] * 4
