@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 OF_RUN, SHIPPED, PASTE, FILE = "those of this look", "shipped questions", "paste", "file"
-_WIDTHS = {"prompt": 180, "base": 270, "tuned": 270}
-"""In pixels: both answers are seen beside each other."""
+_WIDTHS = {"prompt": 130, "base": 185, "tuned": 185}
+"""In pixels: both answers are seen beside each other, in a window of 1024 pixels too."""
 _MARK = "▸"
 _CHANGES = ("all", "changed", "unchanged")
 _SHOWS = ("Base shows it", "Tuned shows it")
