@@ -44,11 +44,12 @@ STYLE = """[data-testid=stMainBlockContainer] { padding-top: 3.25rem; }
   [data-testid=stHorizontalBlock]:has(> [data-testid=stColumn]:nth-child(4)) { flex-wrap: wrap; }
   [data-testid=stHorizontalBlock]:has(> [data-testid=stColumn]:nth-child(4)) > [data-testid=stColumn] {
     min-width: calc(50% - 1rem); flex: 1 1 calc(50% - 1rem); }
-  .st-key-chosen-place [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
-  .st-key-chosen-place [data-testid=stColumn] { min-width: 100%; }
+  .st-key-chosen-place [data-testid=stHorizontalBlock], .st-key-kept [data-testid=stHorizontalBlock] {
+    flex-wrap: wrap; }
+  .st-key-chosen-place [data-testid=stColumn], .st-key-kept [data-testid=stColumn] { min-width: 100%; }
 }"""
-"""Narrow windows: less margin; rows of four stand two by two, and the place that is selected below the list of places,
-so that no number is cut."""
+"""Narrow windows: less margin; rows of four stand two by two, and what stands beside a list below it, so that no number
+is cut."""
 
 st.set_page_config(page_title="Tunescope", page_icon=MARK, layout="wide")
 first = first_page()
