@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from dashboards import job_strip, models, selection
+from dashboards.mixtures import has_experts
 from dashboards.state import first_page
 
 PAGES = {
@@ -43,8 +44,12 @@ STYLE = """[data-testid=stMainBlockContainer] { padding-top: 3.25rem; }
   [data-testid=stHorizontalBlock]:has(> [data-testid=stColumn]:nth-child(4)) { flex-wrap: wrap; }
   [data-testid=stHorizontalBlock]:has(> [data-testid=stColumn]:nth-child(4)) > [data-testid=stColumn] {
     min-width: calc(50% - 1rem); flex: 1 1 calc(50% - 1rem); }
+  .st-key-chosen-place [data-testid=stHorizontalBlock], .st-key-kept [data-testid=stHorizontalBlock] {
+    flex-wrap: wrap; }
+  .st-key-chosen-place [data-testid=stColumn], .st-key-kept [data-testid=stColumn] { min-width: 100%; }
 }"""
-"""Narrow windows: less margin, and rows of four stand two by two, so that no number is cut."""
+"""Narrow windows: less margin; rows of four stand two by two, and what stands beside a list below it, so that no number
+is cut."""
 
 st.set_page_config(page_title="Tunescope", page_icon=MARK, layout="wide")
 first = first_page()
@@ -52,6 +57,7 @@ pages = [
     st.Page(
         f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", default=name == first,
         url_path=START if name == first else name,
+        visibility="hidden" if name == "experts" and not has_experts() else "visible",
     )
     for name, (title, icon) in PAGES.items()
     if (HERE / f"{name}.py").is_file()

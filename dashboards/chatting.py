@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
@@ -37,6 +36,8 @@ class ChatReply:
     """Of each written token, by the model that wrote it (under its recipe)."""
     top: tuple[str, ...]
     """The most likely tokens at each place, with their probabilities, as a text."""
+    restored: bool | None = None
+    """Of an answer under a recipe: whether the model came back, without a hook and with the same logits bit by bit."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def reply(
     Raises:
         UserError: The chat is longer than the model's context, or the recipe does not fit.
     """
+    import torch
     from transformers import LogitsProcessorList
 
-    from workbench.behaviour.generation import Decoding, SharedNoise, end_ids
+    from workbench.behaviour.generation import Decoding, SharedNoise
 
     batch = model.encode([_prompt(model, messages)])
     columns = batch.input_ids.shape[1]
@@ -91,13 +93,30 @@ def reply(
     if sampling.temperature > 0:
         noise = SharedNoise([str(sampling.seed)], columns, Decoding(temperature=sampling.temperature))
         options["logits_processor"] = LogitsProcessorList([noise])
-    context: AbstractContextManager[Any] = nullcontext() if recipe is None else recipe.applied(model)
-    with context:
-        ids = model.generate_ids(batch, **options)[0]
-        new = ids[columns:].tolist()
-        ends = end_ids(model)
-        reply_ids = next((new[:place] for place, token in enumerate(new) if token in ends), new)
-        return _told(model, ids[: columns + len(reply_ids)], columns)
+    if recipe is None:
+        return _written(model, batch, options)
+    before = _last_logits(model, batch)
+    with recipe.applied(model):
+        answer = _written(model, batch, options)
+    same = torch.equal(before, _last_logits(model, batch))
+    return replace(answer, restored=same and model.n_hooks == 0)
+
+
+def _last_logits(model: AdaptedModel, batch: Any) -> Any:
+    logits = model.forward(batch, logits="last")
+    assert logits is not None
+    return logits
+
+
+def _written(model: AdaptedModel, batch: Any, options: dict[str, Any]) -> ChatReply:
+    from workbench.behaviour.generation import end_ids
+
+    columns = batch.input_ids.shape[1]
+    ids = model.generate_ids(batch, **options)[0]
+    new = ids[columns:].tolist()
+    ends = end_ids(model)
+    reply_ids = next((new[:place] for place, token in enumerate(new) if token in ends), new)
+    return _told(model, ids[: columns + len(reply_ids)], columns)
 
 
 def _prompt(model: AdaptedModel, messages: list[dict[str, str]]) -> Any:

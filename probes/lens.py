@@ -49,7 +49,10 @@ class LogitLens(ProbeResult):
     unit: ClassVar[str] = "KL of tuned from base (nats)"
 
     def figure(self, prompt: int | None = None) -> go.Figure:
-        """Both models' grids and the KL between them for one shown prompt (the first by default)."""
+        """Both models' grids and the KL between them for one shown prompt (the first by default); where no prompt's
+        grid is kept, the mean KL by layer."""
+        if self.cells.empty:
+            return super().figure()
         from workbench.figures.lens import lens_grid
 
         number = int(self.cells["prompt"].iloc[0]) if prompt is None else prompt

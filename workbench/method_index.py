@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError, unknown_name
-from workbench.methods import VERBS, Kind, Method, registered
+from workbench.methods import VERBS, Kind, Method, Needs, registered
 
 PACKAGES = ("probes", "interventions", "workbench")
 ENTRY_POINTS = "tunescope.methods"
@@ -34,6 +34,10 @@ class Entry:
     module: str
     function: str
     gives: tuple[str, ...] = ()
+    needs: Needs = field(default_factory=Needs)
+    """What it cannot do without, as far as the decorator says it in plain values."""
+    parameters: tuple[str, ...] = ()
+    """Names of the function's parameters before the keyword-only ones."""
     plugin: str = ""
     """The entry point that brought it; empty for ours."""
 
@@ -160,18 +164,33 @@ def _of_file(file: Path, module: str, plugin: str = "") -> Iterator[Entry]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
-                    yield _entry(decorator, module, node.name, plugin)
+                    yield _entry(decorator, module, node, plugin)
 
 
 _PLAIN = ("name", "kind", "group", "question", "gives")
 
 
-def _entry(call: ast.Call, module: str, function: str, plugin: str) -> Entry:
+def _entry(call: ast.Call, module: str, node: ast.FunctionDef | ast.ClassDef, plugin: str) -> Entry:
     keywords = {word.arg: word.value for word in call.keywords if word.arg in _PLAIN}
     if call.args:
         keywords["name"] = call.args[0]
     values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in keywords.items()}
-    return Entry(**{"kind": "probe", **values}, module=module, function=function, plugin=plugin)
+    parameters = tuple(one.arg for one in node.args.args) if isinstance(node, ast.FunctionDef) else ()
+    return Entry(
+        **{"kind": "probe", **values}, module=module, function=node.name, needs=_needs(call), parameters=parameters,
+        plugin=plugin,
+    )  # fmt: skip
+
+
+def _needs(call: ast.Call) -> Needs:
+    """What is written there in plain values; what is computed is known once the method is imported."""
+    written = next((word.value for word in call.keywords if word.arg == "needs"), None)
+    if not isinstance(written, ast.Call):
+        return Needs()
+    try:
+        return Needs(**{str(word.arg): ast.literal_eval(word.value) for word in written.keywords})
+    except (ValueError, TypeError):
+        return Needs()
 
 
 def all_methods(kind: Kind | None = None) -> list[Method]:

@@ -10,39 +10,23 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards import panels
-from dashboards.as_experiment import written_out
 from dashboards.results import StoredResult
 from dashboards.run_front import front_for_more, front_if_missing
 from dashboards.selection import Selection, picks
 from dashboards.strongest import open_on_the_strongest, strongest_head
-from dashboards.views import live
 from dashboards.views.cell_scores import at, show_scores
+from dashboards.views.head_reading import show_attention, show_words
 from dashboards.views.sentence import sentence_of
 from dashboards.views.source import (
-    Request,
     Source,
-    made,
     one_of,
     opened,
-    prompt_of,
     request_of,
     result_table,
-    show_prompt,
     steer_link,
 )
-from dashboards.work_on_button import Work, on_button
-from workbench.progress import Progress
 
 KINDS = ("Patching", "HeadProbe", "HeadSelection", "RetrievalHeads", "WeightDelta", "ActivationDelta")
-MOST_PROMPTS = 64  # whose writes are read; no docstring, Streamlit would show it
-_ATTENTION = Work(
-    "attention", "Read attention", "Reading the pattern in both models…",
-    "Press Read attention: where this head looks on the selected prompt, in both models, appears here.",
-)  # fmt: skip
-_WORDS = Work(
-    "words", "Read what it writes", "Reading the head's write in both models…",
-    "Press Read what it writes: the tokens that this head raises and lowers appear here.",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,9 +70,9 @@ def show() -> None:
         request = request_of(selection, selection.layer, selection.head, selection.prompt)
     if request is not None:
         with panels.errors_shown():
-            _show_attention(selection, request)
+            show_attention(selection, request)
         with panels.errors_shown():
-            _show_words(request)
+            show_words(request)
 
 
 def _head_maps(selection: Selection) -> tuple[list[StoredResult], dict[str, HeadMap]]:
@@ -186,70 +170,6 @@ def _show_scores(selection: Selection, results: list[StoredResult], maps: dict[s
                    "spread evenly.")  # fmt: skip
         call = f"result.head_parts.query('layer == {selection.layer} and head == {selection.head}')"
         result_table(f"head-weights-{source.name}", source, parts, call)
-
-
-def _show_attention(selection: Selection, request: Request) -> None:
-    st.subheader("Where it looks")
-    show_prompt(request, selection.prompt)
-    done = on_button(_ATTENTION, request, _read_attention)
-    if done is None:
-        return
-    from workbench.figures.attention import attention_panels
-
-    of, seen = done
-    layer, head, number = of.what
-    title = f"L{layer}H{head} on prompt {number}: attention of {len(seen.tokens)} tokens (n = 1 prompt)"
-    if seen.left_out:
-        st.caption(f"The last {len(seen.tokens)} tokens are shown; {seen.left_out} before them are not.")
-    code = of.python(number) + (
-        "from workbench.figures.attention import attention_panels\n\n"
-        f"rec = wb.record(pair, prompts, 'pattern', layers=[{layer}], positions='all')\n"
-        f"base, tuned = (rec[role]['pattern', {layer}][:][:, {head}].float().numpy() for role in ('base', 'tuned'))\n"
-        "attention_panels(base, tuned, list(rec.index['token'])).show()\n"
-    )
-    drawn = attention_panels(seen.base, seen.tuned, seen.tokens, title=title)
-    step = {"do": "record", "sites": ["pattern"], "layers": [layer], "positions": "all"}
-    panels.figure(
-        "attention", drawn, code, of.provenance(), frame=seen.frame(),
-        experiment=lambda: of.experiment("attention", step, written_out(of.prompts[number : number + 1])),
-    )  # fmt: skip
-
-
-def _read_attention(request: Request, _progress: Progress) -> live.Patterns:
-    layer, head, number = request.what
-    return live.read_patterns(request.pair(), prompt_of(request, number), layer, head)
-
-
-def _show_words(request: Request) -> None:
-    st.subheader("What it writes")
-    st.caption(
-        "The head's write at the last token, read through the model's final norm and unembedding: logits with it minus "
-        f"logits without it, mean over the first {min(len(request.prompts), MOST_PROMPTS)} prompts."
-    )
-    done = on_button(
-        _WORDS, Request(request.base, request.tuned, request.prompts, request.what[:2], request.file), _read_words
-    )
-    if done is None:
-        return
-    of, result = done
-    layer, head = of.what
-    call = f"result = probes.head_words(pair, prompts[:{MOST_PROMPTS}], {layer}, {head})\n"
-    step = {"do": "probe", "call": "head_words", "options": {"layer": layer, "head": head}}
-    source = Source(
-        "words", result, f"{of.python()}import probes\n\n{call}", made(result),
-        lambda: of.experiment("words", step, of.rows(limit=MOST_PROMPTS)),
-    )  # fmt: skip
-    drawn = result.figure()
-    panels.figure(
-        "words", drawn, f"{source.python}result.figure().show()\n", source.provenance, frame=result.frame(),
-        experiment=source.experiment,
-    )  # fmt: skip
-
-
-def _read_words(request: Request, _progress: Progress) -> Any:
-    import probes
-
-    return probes.head_words(request.pair(), request.prompts[:MOST_PROMPTS], *request.what)
 
 
 show()

@@ -32,7 +32,11 @@ def look_notebook(subject: Subject) -> str:
         _text(["## What changed?"]),
         _code("answers = probes.answers(pair, prompts, max_new_tokens=16)\nprint(answers.summary())\nanswers.frame()"),
     ]
-    names = [name for name in ("layers", "heads", "weights") if run.file(f"results/{name}.safetensors").is_file()]
+    names = [
+        name
+        for name in ("layers", "heads", "weights", "activations", "lens")
+        if run.file(f"results/{name}.safetensors").is_file()
+    ]
     if names:
         cells.append(_text(["## Where?"]))
     cells += [_code(f"Result.load(run.file('results/{name}.safetensors')).figure()") for name in names]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
 
 OF_RUN, SHIPPED, PASTE, FILE = "those of this look", "shipped questions", "paste", "file"
-_WIDTHS = {"prompt": 180, "base": 270, "tuned": 270}
-"""In pixels: both answers are seen beside each other."""
+_WIDTHS = {"prompt": 130, "base": 185, "tuned": 185}
+"""In pixels: both answers are seen beside each other, in a window of 1024 pixels too."""
 _MARK = "▸"
 _CHANGES = ("all", "changed", "unchanged")
 _SHOWS = ("Base shows it", "Tuned shows it")
@@ -89,9 +89,10 @@ def _show_shares(table: pd.DataFrame, behaviour: str | None) -> None:
     places = st.columns(4 if "kl" in table else 3)
     for place, (title, hits) in zip(places, shares.items(), strict=False):
         share = share_interval([float(hit) for hit in hits], clusters=groups)
-        with place, st.container(border=True):
+        with place, st.container(border=True, height="stretch"):
             st.metric(title, f"{round(share.estimate * share.n)} of {share.n}", help=panels.term("95 % interval"))
-            shown = "" if title not in _SHOWS else f"{panels.words(in_words(str(behaviour)))}: "
+            said = in_words(str(behaviour)).removeprefix("texts that ")
+            shown = "" if title not in _SHOWS else f"{panels.words(said)}: "
             interval = f"[{100 * share.low:.0f}, {100 * share.high:.0f}]"
             st.caption(f"{shown}{100 * share.estimate:.0f} %, 95 % interval {interval}")
     if "kl" in table and table["kl"].notna().any():
@@ -100,7 +101,7 @@ def _show_shares(table: pd.DataFrame, behaviour: str | None) -> None:
         read = table["kl"].notna()
         within = None if groups is None else groups[read.to_numpy()]
         moved = mean_interval(table.loc[read, "kl"].to_numpy(dtype=float), clusters=within)
-        with places[3], st.container(border=True):
+        with places[3], st.container(border=True, height="stretch"):
             st.metric("KL per token", f"{moved.estimate:.2g} nats", help=panels.term("KL"))
             st.caption(f"mean over prompts, 95 % interval [{moved.low:.2g}, {moved.high:.2g}]")
 

@@ -135,3 +135,12 @@ def _show_turn(subject: Subject, number: int, turn: ChatTurn) -> None:
         with place, st.container(key=f"said-{number}-{side}"):
             st.caption(side)
             st.html(hover_tokens(answer, turn.replies["base"]))
+            _show_restored(answer)
+
+
+def _show_restored(answer: ChatReply) -> None:
+    """The proof, below an answer under a recipe, that the model is as it was."""
+    if answer.restored:
+        st.caption(":material/verified: Model restored: 0 hooks, logits identical")
+    elif answer.restored is False:
+        st.error("The model did not come back as it was. Restart the app.", icon=":material/error:")

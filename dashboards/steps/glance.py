@@ -1,4 +1,4 @@
-"""All layers at a glance: the change of the weights, the patched residual stream and the best head, row by row."""
+"""All layers at a glance: weights, activations, lens, the patched residual stream and the best head, row by row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import plotly.graph_objects as go
 
 _HIGH = 48
 """Pixels of a row."""
+_ACTIVATIONS = {"attn_out": "activations, attention", "mlp_out": "activations, MLP"}
 
 
 def measures_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """layer, measure, value: what each layer scores in each table.
 
     Args:
-        tables: ``weights``, ``layers``, ``heads``, as far as a look has them.
+        tables: ``weights``, ``activations``, ``lens``, ``layers``, ``heads``, as far as a look has them.
     """
     rows: list[tuple[str, int, float]] = []
     if "weights" in tables:
@@ -25,6 +26,11 @@ def measures_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         top = weights.assign(part=part).groupby(["layer", "part"])[["score"]].max().reset_index()
         top = top[top.groupby("part")["score"].transform("max") > 0]  # what was not tuned takes no row
         rows += [(f"weights, {row['part']}", int(row["layer"]), float(row["score"])) for row in _rows(top)]
+    if "activations" in tables:
+        moved = _rows(tables["activations"].dropna(subset=["layer"]))
+        rows += [(_ACTIVATIONS[str(row["site"])], int(row["layer"]), float(row["score"])) for row in moved]
+    if "lens" in tables:
+        rows += [("lens (nats)", int(row["layer"]), float(row["score"])) for row in _rows(tables["lens"])]
     if "layers" in tables:
         rows += [("residual stream patched", int(row["layer"]), float(row["score"])) for row in _rows(tables["layers"])]
     if "heads" in tables:

@@ -21,7 +21,8 @@ def show(subject: Subject) -> None:
     if subject.run is None or subject.notes.state(CHANGED) == "not run":
         st.info("There is nothing to keep yet: run the steps before.", icon=":material/info:")
         return
-    left, right = st.columns(2, gap="large")
+    with st.container(key="kept"):
+        left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Recipes")
         _show_recipes(subject)

@@ -134,7 +134,7 @@ def begin_dose_again(options: dict[str, Any]) -> None:
 
 def _sampled(request: LookRequest) -> Prompts:
     from tunescope.experiments.requirements import sample
-    from tunescope.look.steps import general_questions
+    from tunescope.look.questions import general_questions
 
     rows = general_questions() if request.prompts is None else request.prompts
     return sample(rows, request.limit, request.seed)

@@ -92,7 +92,8 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
         alt="Ways to turn the behaviour",
     )  # fmt: skip
     st.caption(
-        "share: of the n prompts that show the behaviour, those that still do (0 none, 1 all). random: the same with "
+        "adapter-0, weights-0: none of the tuning, -0.5 half of it, -1.5 half more. share: of the n prompts that show "
+        "the behaviour, those that still do (0 none, 1 all). random: the same with "
         "random stand-ins (how much of the tuning has none here: see all ways, compared). others changed: of the "
         "other prompts, those whose answer is not the tuned model's. perplexity: of the other prompts' own texts. A "
         "click on a row takes it into the chat."
@@ -103,11 +104,14 @@ def _show_table(subject: Subject, table: pd.DataFrame) -> None:
 
 
 def dose_of(subject: Subject, table: pd.DataFrame) -> pd.DataFrame:
-    """strength, estimate, low, high, n: how much of the tuning against the behaviour; 1 is the tuned model."""
+    """strength, estimate, low, high, n: how much of the tuning against the behaviour; 1 is the tuned model. ``side``,
+    with no interval, is the perplexity of the other prompts' texts, where it is known."""
     scales = {name: candidate.get("scale") for name, candidate in subject.notes.candidates.items()} | {"tuned": 1.0}
     rows = table.assign(strength=table["candidate"].map(scales)).dropna(subset=["strength"])
-    rows = rows.rename(columns={"share": "estimate"})[["strength", "estimate", "low", "high", "n"]]
-    return rows.sort_values("strength", ignore_index=True)
+    rows = rows.rename(columns={"share": "estimate"})
+    sides = ["side", "side_low", "side_high"] if "perplexity" in rows and rows["perplexity"].notna().all() else []
+    rows = rows.assign(**{name: rows["perplexity"] for name in sides})
+    return rows[["strength", "estimate", "low", "high", "n", *sides]].sort_values("strength", ignore_index=True)
 
 
 def _show_doses(subject: Subject, table: pd.DataFrame) -> None:
@@ -158,10 +162,11 @@ def _show_dose(subject: Subject, table: pd.DataFrame) -> None:
 
     drawn = dose_figure(
         dose, metric=f"share of {panels.visible(in_words(subject.notes.behaviour or ''))}",
+        side="perplexity of the others",
         title="How much of the tuning: 0 is the base, 1 as tuned",
     )  # fmt: skip
-    drawn.update_xaxes(title={"text": "how much of the tuning"})
-    drawn.update_layout(showlegend=False)  # its one line is named at the axis
+    drawn.update_xaxes(title={"text": "how much of the tuning"}, row=2 if "side" in dose else 1, col=1)
+    drawn.update_layout(showlegend=False)  # its lines are named at the axes
     assert subject.run is not None
     code = f"from workbench import runs\n\nruns.open({str(subject.run.path)!r}).read_table('tables/candidates')\n"
     panels.figure("dose-of-tuning", drawn, code, dict(subject.run.manifest.provenance), frame=dose)

@@ -10,6 +10,7 @@ import streamlit as st
 from dashboards import panels
 from dashboards.readable_figures import from_zero
 from dashboards.selection import picks
+from dashboards.steps import place
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.subject import Subject
 from dashboards.strongest import open_on_the_strongest
@@ -18,6 +19,8 @@ from workbench.tables import cell_text, with_intervals
 
 MAPS = {"heads": ("layer", "head"), "layers": ("layer",), "weights": ("layer",)}
 """Result -> what a click on its map selects."""
+ROWS = ("activations", "lens")
+"""Results that are rows of the overview alone."""
 OVERVIEW = "all at a glance"
 _TOP = 12
 _DETAILS = (("heads", "Heads", "grid_on"), ("tokens", "Tokens", "text_fields"), ("skills", "Skills", "scatter_plot"),
@@ -36,15 +39,22 @@ def show(subject: Subject) -> None:
     if (heads := subject.table("heads")) is not None:
         open_on_the_strongest(places_of(heads))
     texts = {sentence.partition(":")[0]: sentence.partition(":")[2].strip() for sentence in note.sentences}
-    tables = {name: table for name in MAPS if (table := subject.table(name)) is not None}
+    tables = {name: table for name in (*MAPS, *ROWS) if (table := subject.table(name)) is not None}
     if tables:
-        name = st.segmented_control("Map", [*tables, OVERVIEW], key="where-map", default=OVERVIEW, required=True)
+        maps = [name for name in MAPS if name in tables]
+        name = st.segmented_control("Map", [*maps, OVERVIEW], key="where-map", default=OVERVIEW, required=True)
         if name == OVERVIEW:
-            _show_overview(subject, tables)
+            _show_overview(subject, tables, texts)
         else:
             st.markdown(f"**{panels.words(_sentence(texts.get(str(name), '')))}**")
             _show_map(subject, str(name))
-    _show_places(subject)
+    with st.container(key="chosen-place"):
+        left, right = st.columns([3, 2], gap="large")
+    with left:
+        _show_places(subject)
+    with right:
+        place.show(subject, tables)
+    place.show_readings()
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.markdown("Look closer:")
         for page, label, icon in _DETAILS:
@@ -82,12 +92,16 @@ def _show_places(subject: Subject) -> None:
         shown, width="stretch", hide_index=True, key="places-table", on_select=pick, selection_mode="single-row",
         column_config=panels.explained(shown), alt="Heads by their effect",
     )  # fmt: skip
-    st.caption("A click on a row or a cell selects that head on every page.")
+    st.caption(
+        "score: share of the change of the next word that the head carries (1: all of it). A click on a row or a cell "
+        "selects that head on every page."
+    )
 
 
-def _show_overview(subject: Subject, tables: dict[str, pd.DataFrame]) -> None:
+def _show_overview(subject: Subject, tables: dict[str, pd.DataFrame], texts: dict[str, str]) -> None:
     measures = measures_of(tables)
-    st.markdown(f"**{panels.words(sentence_of(measures))}**")
+    headline = " ".join(_sentence(texts[name]) for name in ("layers", "heads") if texts.get(name))
+    st.markdown(f"**{panels.words(headline or sentence_of(measures))}**")
     assert subject.run is not None
     code = "".join(f"{name} = runs.open({str(subject.run.path)!r}).read_table('tables/{name}')\n" for name in tables)
     call = f"layers_at_a_glance({{{', '.join(f'{name!r}: {name}' for name in tables)}}}).show()\n"
@@ -96,7 +110,8 @@ def _show_overview(subject: Subject, tables: dict[str, pd.DataFrame]) -> None:
         f"from workbench import runs\nfrom dashboards.steps.glance import layers_at_a_glance\n\n{code}{call}",
         dict(subject.run.manifest.provenance), frame=measures, on_pick=picks("layer"),
     )  # fmt: skip
-    st.caption("Every row on a scale of its own, from none to its largest; hover for the numbers.")
+    own = "Every row on a scale of its own, from none to its largest; hover for the numbers."
+    st.caption(panels.words(f"{sentence_of(measures)} {own}" if headline else own))
 
 
 def _show_map(subject: Subject, name: str) -> None:

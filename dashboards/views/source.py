@@ -159,7 +159,7 @@ def stored_or_computed(
     """A stored result of ``kind``; where the run has none, a button that computes it on the run's pair, for the
     selected prompt at once or for all of them; what is asked of a layer is always of all."""
     key = f"result-{work.name}"
-    stored = one_of(selection.results(kind), "Result", key)
+    stored = one_of([result for result in selection.results(kind) if has_rows(result)], "Result", key)
     if stored is not None:
         with panels.errors_shown():
             return Source.stored(stored, selection)
@@ -184,6 +184,11 @@ def stored_or_computed(
     return Source(
         work.name, result, python, made(result), lambda: of.experiment(work.name, probe.step(of), rows), alone
     )
+
+
+def has_rows(result: StoredResult) -> bool:
+    """Whether a result says something of single prompts; a lens may keep its means over prompts alone."""
+    return result.kind != "LogitLens" or not result.load().cells.empty
 
 
 def rows_of(request: Request) -> Prompts:

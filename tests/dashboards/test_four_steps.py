@@ -22,6 +22,7 @@ from dashboards.steps.as_notebook import look_notebook
 from dashboards.steps.changed import _shares_with, parted, readable
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.keep import commands, scaled_model
+from dashboards.steps.place import effect_of, weights_of
 from dashboards.steps.subject import Subject, short
 from dashboards.steps.turn import dose_of, parts_of
 from dashboards.steps.turn import sentence_of as turn_sentence
@@ -212,6 +213,33 @@ def test_places_are_ranked_and_the_glance_names_the_strongest() -> None:
     assert len(drawn.data[0].z) == 3 and drawn.data[0].zmin == 0
 
 
+def test_the_glance_has_activations_and_lens_beside_weights_and_patching() -> None:
+    moved = pd.DataFrame({"site": ["attn_out", "mlp_out"] * 2, "layer": [0, 0, 1, 1], "score": [0.1, 0.2, 0.4, 0.3]})
+    lens = pd.DataFrame({"layer": [0, 1], "score": [0.0, 2.5]})
+    measures = measures_of({"activations": moved, "lens": lens})
+    assert list(dict.fromkeys(measures["measure"])) == ["activations, attention", "activations, MLP", "lens (nats)"]
+    assert "lens (nats) in layer 1 (2.5)" in sentence_of(measures)
+
+
+def test_the_selected_head_has_its_effect_and_the_weights_of_its_layer() -> None:
+    heads = pd.DataFrame({
+        "layer": [1, 1], "head": [2, 3], "score": [0.25, 0.1], "low": [0.2, float("nan")],
+        "high": [0.3, float("nan")], "control": [0.01, float("nan")], "q": [0.004, float("nan")],
+        "exact": [True, False],
+    })  # fmt: skip
+    told = effect_of(heads, 1, 2)
+    assert "25% [20%, 30%]" in told and "patched into the base" in told and "random heads 1%" in told
+    assert "q = 0.004" in told
+    assert effect_of(heads, 1, 3) == (
+        "Effect: 10% of the change of the next word, by gradients, not confirmed by patching."
+    )
+    assert effect_of(heads, 0, 0) == "No map has this head."
+    modules = ["attn.q", "attn.o", "attn.k", "post_attention_layernorm", "mlp.up"]
+    weights = pd.DataFrame({"layer": 1, "module": modules, "score": [0.1, 0.3, 0.0, 0.2, 0.9]})
+    assert weights_of(weights, 1) == "Weights of the attention of layer 1, relative change: o 0.3, q 0.1."
+    assert weights_of(weights, 0) == "Weights: the attention of layer 0 was not tuned."
+
+
 def test_candidates_are_made_again_as_they_were_tried(home: Path, pair: ModelPair) -> None:
     subject = subject_in(home)
     table = subject.table("candidates")
@@ -293,6 +321,7 @@ def test_the_page_answers_with_base_tuned_and_steered(home: Path, monkeypatch: p
     next(one for one in app.button if one.label == "Send").click().run()
     assert not app.exception and not app.error, shown(app)
     (turns,) = app.session_state["_chats"].values()
+    assert [turns[-1].replies[side].restored for side in ("base", "tuned", "steered")] == [None, None, True]
     answers = {side: made.text for side, made in turns[0].replies.items()}
     assert "sorry" in answers["tuned"] and "sorry" not in answers["base"] + answers["steered"]
 

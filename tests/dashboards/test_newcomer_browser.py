@@ -111,6 +111,32 @@ def test_from_two_models_to_a_recipe_and_a_report(page: Any, address: str, tmp_p
     walk(page, address, rows, tmp_path, refusals=("sorry",))
 
 
+@pytest.mark.slow
+def test_a_second_tab_sees_the_steps_at_work_and_stops_them(page: Any, browser: Any, tmp_path: Path) -> None:
+    grown, rows = organisms.build("refusal-moe"), tmp_path / "questions.jsonl"
+    refusal_rows().save(rows)
+    with served(tmp_path / "runs", str(grown.base), str(grown.tuned)) as (address, _):
+        opened_on_the_pair(page, address)
+        give_prompts(page, rows)
+        page.get_by_role("button", name="Run all four steps").click()
+        page.get_by_role("button", name="Stop").wait_for()
+        other = browser.new_page()
+        other.set_default_timeout(120_000)
+        other.goto(address)
+        other.get_by_role("button", name="Stop").click()
+        for tab in (other, page):
+            tab.locator("[data-testid=stProgress]").first.wait_for(state="detached")
+            tab.reload()
+            tab.get_by_role("button", name="Run all four steps").wait_for()
+            settled(tab)
+            assert tab.locator(".st-key-run-all button").is_enabled()
+            no_errors(tab)
+        other.close()
+        give_prompts(page, rows)
+        run_all(page)  # what was stopped can be run again, to its end
+        no_errors(page)
+
+
 def test_a_search_and_a_row_set_the_prompt_everywhere(page: Any, address: str) -> None:
     page.goto(f"{address}/?step=1&prompt=2")
     page.get_by_text("Prompt 2", exact=True).wait_for()

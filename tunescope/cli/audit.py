@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tunescope.cli.dry_run import DryRun, say_cost
 from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
 
 EXAMPLE = """
@@ -29,6 +30,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
     engine_settings: EngineSettings = None,
     training_rows: Annotated[Path | None, typer.Option(help="Does the tuned model recite one of these rows?")] = None,
     out: Annotated[Path | None, typer.Option(help="Save the result to this .safetensors file.")] = None,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """What a model was tuned for, from the pair alone: ranked hypotheses, each with its evidence and its prompts."""
@@ -36,15 +38,22 @@ def audit(  # noqa: PLR0913 (one parameter per option)
 
     check_paths(base=base, tuned=tuned, prompts=questions)
     check_paths(prompts=training_rows)
+    from workbench.prompts import Prompts
+
+    rows = None if questions is None else Prompts.load(questions)
+    if dry_run:
+        questions_read = "80 shipped questions" if rows is None else f"{len(rows)} questions"
+        cost = f"both models write up to {max_new_tokens} tokens to {questions_read} and read 40 shipped texts twice"
+        cost += "; a trait that rose is asked about again in up to 32 new prompts"
+        say_cost("audit", None if rows is None else len(rows), cost, as_json)
+        return
     where = placement(workers, executor, engine_settings)
     import probes
     from tunescope.cli.output import emit, progress_bar, say_differences
     from tunescope.contracts.leakage import recited_rows
     from workbench.cards import visible
     from workbench.models.pair import load_pair
-    from workbench.prompts import Prompts
 
-    rows = None if questions is None else Prompts.load(questions)
     with where.ready(), progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         say_differences(pair.differences.sentences())

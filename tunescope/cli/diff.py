@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunescope.cli.dry_run import DryRun, Limit, say_cost
 from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
 from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
 
@@ -52,6 +53,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     split: Annotated[str | None, typer.Option(help="Divide the prompts: known (by the base) or sure.")] = None,
     draws: Annotated[int, typer.Option(help="Random recipes per control; 0: no control.", min=0)] = 10,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.", min=1)] = 32,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Seed of samples, draws and intervals.")] = 0,
     raw: Raw = False,
     system: System = None,
@@ -65,6 +67,7 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Compare what base, tuned and steered models do on the same prompts, each number with its interval."""
@@ -72,18 +75,26 @@ def diff(  # noqa: PLR0913 (one parameter per option)
     followed = None if strengths is None else _numbers(strengths)
     if (near or outside or strengths) and not recipe:
         raise typer.BadParameter("this looks at recipes: give --recipe.", param_hint="--strengths, --near, --outside")
+    from tunescope.experiments.requirements import check_paths
+
+    check_paths(base=base, tuned=tuned, prompts=prompts)
     where = placement(workers, executor, engine_settings)
-    from tunescope.cli.diff_run import DiffRequest, compare
+    from tunescope.cli.diff_run import DiffRequest, compare, cost_of, read_files
     from tunescope.cli.output import command_name, emit, progress_bar
 
     request = DiffRequest(
         base=base, tuned=tuned, prompts=prompts, recipes=tuple(recipe or ()), on=on, metrics=metrics,
         behaviours=tuple(metric or ()), neutral=neutral, samples=samples, max_new_tokens=max_new_tokens,
         strengths=followed, follow=follow, near=near, outside=outside,
-        changed=changed, split=split, draws=draws, batch_size=batch_size, seed=seed, device=device, dtype=dtype,
+        changed=changed, split=split, draws=draws, batch_size=batch_size, limit=limit, seed=seed,
+        device=device, dtype=dtype,
         allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, **turns(raw, system),
         **pair_reading(template, own_generation_config),
     )  # fmt: skip
+    if dry_run:
+        files = read_files(request)
+        say_cost("diff", len(files.rows), cost_of(request, files), as_json)
+        return
     with progress_bar() as bar:
         run, comparison = compare(request, out, bar, where)
     if as_json:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from tunescope.cli.finished_chapters import FinishedChapters, result_file
 from tunescope.cli.output import say_differences
+from tunescope.experiments.requirements import sample
 from workbench import runs
 from workbench.behaviour import (
     METRICS,
@@ -90,6 +91,7 @@ class DiffRequest:
     split: str | None
     draws: int
     batch_size: int
+    limit: int | None
     seed: int
     device: str
     dtype: str
@@ -219,7 +221,7 @@ def compare(
     Files are read before the run is made, and models loaded in it. After an interruption the same command goes on
     behind the last chapter that was finished. ``where``: where it runs; by default in this process.
     """
-    files, placement = _files(request), where or Placement()
+    files, placement = read_files(request), where or Placement()
     config = {**request.config(), **placement.settings()}
     with placement.ready(), runs.begun("diff", config, out) as run, ExitStack() as stack:
         bench = _bench(request, files, progress)
@@ -260,9 +262,11 @@ class Files(NamedTuple):
     metrics: list[str]
 
 
-def _files(request: DiffRequest) -> Files:
+def read_files(request: DiffRequest) -> Files:
+    """Prompts, texts and recipes, read and checked. Raises :class:`UserError` for what does not fit together."""
     turns: dict[str, Any] = {"chat": request.chat, "system": request.system}
     rows = Prompts.load(request.prompts, **turns)
+    rows = rows if request.limit is None else sample(rows, request.limit, request.seed)
     neutral = None if request.neutral is None else Prompts.load(request.neutral)
     near, outside = (None if path is None else Prompts.load(path, **turns) for path in (request.near, request.outside))
     if near is not None and outside is None:
@@ -274,6 +278,15 @@ def _files(request: DiffRequest) -> Files:
         names, behaviours = read_metrics([request.follow])
         check_metrics([name for name in names if name not in behaviours], DOSED)
     return Files(rows, neutral, near, outside, recipes, metrics)
+
+
+def cost_of(request: DiffRequest, files: Files) -> str:
+    """What a diff computes, in words."""
+    recipes = len(files.recipes)
+    models = 2 + recipes * (1 + len(request.strengths or ())) * (1 + request.draws)
+    texts = f", and write {1 + request.samples} texts of {request.max_new_tokens} tokens to each"
+    every = "base and tuned" if models == 2 else f"base, tuned and {models - 2} with recipes (random ones among them)"
+    return f"{every} read {len(files.rows)} prompts for {len(files.metrics)} metrics{texts}"
 
 
 def _bench(request: DiffRequest, files: Files, progress: Progress) -> Bench:

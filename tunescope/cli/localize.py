@@ -26,7 +26,20 @@ class _Methods(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _check_first(ctx, str(name), rest)
         return name, command_named(str(name)) if command is not None else command, rest
+
+
+def _check_first(ctx: Any, name: str, arguments: list[str]) -> None:
+    from tunescope.cli.first_checks import check_first, missing_option
+    from workbench.method_index import index
+
+    entry = index().named(name)
+    assert entry is not None
+    if (missing := missing_option(entry, arguments)) is not None:
+        ctx.fail(f"Missing option '{missing}' of {entry.command}.")
+    check_first(entry, arguments)
 
 
 class _Trainings(_Methods):

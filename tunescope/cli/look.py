@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tunescope.cli.dry_run import DryRun, say_cost
+
 EXAMPLE = """
 Example, offline:
 
@@ -15,7 +17,7 @@ Example, offline:
 """
 
 
-def look(
+def look(  # noqa: PLR0913 (one parameter per option)
     base: Annotated[str, typer.Argument(help="The base model: a folder, a .gguf file or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="The fine-tuned model, or a PEFT adapter of the base.")],
     prompts: Annotated[
@@ -28,6 +30,7 @@ def look(
     ),
     seed: Annotated[int, typer.Option(help="Seed of samples, draws and intervals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """What changed, where, and how to turn it off: four steps with fast passes, each finding with its control."""
@@ -36,10 +39,18 @@ def look(
 
     check_paths(base=base, tuned=tuned, prompts=prompts)
     rows = None if prompts is None else sample(Prompts.load(prompts), limit, seed)
+    if dry_run:
+        from tunescope.look.cost import cost_of
+        from tunescope.look.questions import general_questions
+
+        n_prompts = len(sample(general_questions(), limit, seed) if rows is None else rows)
+        say_cost("look", n_prompts, cost_of(n_prompts), as_json)
+        return
     from tunescope.cli.output import command_name, emit, progress_bar, say_differences
     from tunescope.look.candidates import turning_recipes
     from tunescope.look.keep import keep
-    from tunescope.look.steps import Look, general_questions, run_steps
+    from tunescope.look.questions import general_questions
+    from tunescope.look.steps import Look, run_steps
     from workbench import runs
     from workbench.models.pair import load_pair
     from workbench.recording.load_options import load_options
@@ -62,9 +73,12 @@ def look(
         emit({"run": str(run.path), "behaviour": looked.behaviour, "steps": steps, "recipes": recipes}, as_json=True)
         return
     typer.echo(f"\nRun:      {run.path}")
-    for name in turning_recipes(looked):
+    turning = turning_recipes(looked)
+    for name in turning[:1]:
         steer = f"{command_name()} steer {base} --tuned {tuned} --recipe {run.path}/recipes/{name}.safetensors"
         typer.echo(f"Turn it:  {steer} --prompt '...'")
+    if turning[1:]:
+        typer.echo(f"          or with another recipe there: {', '.join(turning[1:])}")
     typer.echo(f"Explore:  {command_name()} dashboard {run.path}")
     typer.echo(f"Report:   {command_name()} report {run.path} --open")
 

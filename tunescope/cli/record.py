@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunescope.cli.dry_run import DryRun, Limit, say_cost
 from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
 from tunescope.cli.where_it_runs import EngineSettings, Executor, Workers, placement
 
@@ -30,6 +31,8 @@ def record(  # noqa: PLR0913 (one parameter per option)
     statistics: Annotated[bool, typer.Option("--statistics", help="Keep means and variances only.")] = False,
     new_tokens: Annotated[int, typer.Option(help="Let the tuned model continue each prompt by this many tokens.")] = 0,
     batch_size: Annotated[str, typer.Option(help="Prompts per batch, or auto.")] = "auto",
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     raw: Raw = False,
     system: System = None,
     template: Template = "tuned",
@@ -42,20 +45,29 @@ def record(  # noqa: PLR0913 (one parameter per option)
     backend: Annotated[str, typer.Option(help="hooks, nnsight (traces), or ndif (with --device meta).")] = "hooks",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Record activations of a base and its fine-tuned version on the same prompts, and print what differs most."""
+    said, reading = turns(raw, system), pair_reading(template, own_generation_config)
+    size: Any = batch_size if batch_size == "auto" else _number(batch_size, "--batch-size")
+    from tunescope.experiments.requirements import check_paths, sample
+    from workbench.prompts import Prompts
+
+    check_paths(base=base, tuned=tuned, prompts=prompts)
+    rows = Prompts.load(prompts, **said)
+    rows = rows if limit is None else sample(rows, limit, seed)
+    if dry_run:
+        kept = "means and variances" if statistics else f"{positions} tokens"
+        say_cost("record", len(rows), f"both models read {len(rows)} prompts once; {kept} of {sites} are kept", as_json)
+        return
     from tunescope.cli.output import emit, progress_bar, say_differences
     from workbench.recording.job import record_run
 
-    said, reading = turns(raw, system), pair_reading(template, own_generation_config)
     where = placement(workers, executor, engine_settings)
-    from workbench.prompts import Prompts
-
-    size: Any = batch_size if batch_size == "auto" else _number(batch_size, "--batch-size")
     with where.ready(), progress_bar() as progress:
         run, recording, differences = record_run(
-            base, tuned, Prompts.load(prompts, **said),
+            base, tuned, rows,
             sites=[name.strip() for name in sites.split(",") if name.strip()],
             layers=None if layers is None else [part.strip() for part in layers.split(",")],
             positions=positions, out=out, statistics=statistics, new_tokens=new_tokens,

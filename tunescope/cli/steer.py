@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunescope.cli.dry_run import DryRun, say_cost
 from tunescope.cli.reading_options import OwnGenerationConfig, Raw, System, Template, pair_reading, turns
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code the model brings.")] = False,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
     """Answer prompts with the model as it is and with a recipe applied, greedily, and print both side by side."""
@@ -60,6 +62,9 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     if max_new_tokens < 1:
         raise typer.BadParameter("give 1 or more.", param_hint="--max-new-tokens")
     said, reading = turns(raw, system), pair_reading(template, own_generation_config)
+    from tunescope.experiments.requirements import check_paths
+
+    check_paths(base=model, tuned=tuned, prompts=prompts)
     from interventions.exchange.reading import load_recipe
     from interventions.sweep import steered_texts
     from tunescope.cli.output import emit
@@ -70,6 +75,11 @@ def steer(  # noqa: PLR0913 (one parameter per option)
 
     rows = Prompts.of(prompt, **said) if prompt else Prompts.load(prompts or Path(), **said)
     applied = load_recipe(recipe)
+    if dry_run:
+        sides = "base, tuned" if tuned else "the model"
+        cost = f"{sides} and {len(factors)} strengths write {max_new_tokens} tokens to each of {len(rows)} prompts"
+        say_cost("steer", len(rows), cost, as_json)
+        return
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     options = {"device": device, "dtype": dtype, **flags}
     sides = load_sides(model, tuned, **options, **(reading if tuned else {}))

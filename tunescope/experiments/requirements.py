@@ -10,13 +10,14 @@ from typing import Any
 from tunescope.experiments.inputs import PairSpec
 from tunescope.experiments.schema import Experiment
 from workbench.errors import UserError
+from workbench.method_index import Entry
 from workbench.methods import Method
 from workbench.prompts import Prompts
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def check_pair(method: Method, pair: PairSpec) -> None:
+def check_pair(method: Method | Entry, pair: PairSpec) -> None:
     """Refuse models that are not there, or that the method cannot serve, as far as their folders tell.
 
     Raises:
@@ -28,11 +29,21 @@ def check_pair(method: Method, pair: PairSpec) -> None:
             raise UserError(f"There is no {role} model {name}: check the path.")
     if method.needs.experts and pair.base is not None:
         config = _config(Path(pair.base).expanduser())
-        if config is not None and not any(config.get(key) for key in _EXPERT_KEYS):
+        if config is not None and not _names_experts(config):
             raise UserError(
                 f"{pair.base!r} is dense ({config.get('model_type', 'no mixture of experts')}), and "
                 f"{method.command} reads the experts of a mixture: use localize heads or localize weights here."
             )
+
+
+def are_dense(*models: str) -> bool:
+    """Whether the configs of these models name no experts, as far as they lie in folders here; False where none does.
+
+    Args:
+        models: Folders or hub ids.
+    """
+    configs = [config for model in models if model and (config := _config(Path(model).expanduser())) is not None]
+    return bool(configs) and not any(map(_names_experts, configs))
 
 
 def check_null(method: Method, pair: PairSpec) -> None:
@@ -80,7 +91,7 @@ def check_prompts(method: Method, experiment: Experiment, limit: int | None = No
     return rows if limit is None else sample(rows, limit, experiment.seed)
 
 
-def check_columns(method: Method, rows: Prompts, settings: Mapping[str, Any]) -> None:
+def check_columns(method: Method | Entry, rows: Prompts, settings: Mapping[str, Any]) -> None:
     """Refuse prompts without the columns that the method cannot do without.
 
     Args:
@@ -112,13 +123,19 @@ def _excused(column: str, settings: Mapping[str, Any]) -> bool:
     return column == "answer" and settings.get("metric") == "kl"
 
 
-def _lacks(method: Method, column: str) -> str:
+def _lacks(method: Method | Entry, column: str) -> str:
     instead = f"; {method.needs.instead}" if method.needs.instead else ""
     return f"{method.command} needs a column {column!r} in the prompts, and no row has one: add it{instead}."
 
 
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~"))
+
+
+def _names_experts(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    parts = [config, inner if isinstance(inner, dict) else {}]
+    return any(part.get(key) for part in parts for key in _EXPERT_KEYS)
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

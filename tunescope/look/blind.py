@@ -33,7 +33,7 @@ def what_it_was_tuned_for(look: Look, progress: Progress) -> None:  # noqa: ARG0
 
 def are_shipped(prompts: Prompts) -> bool:
     """Whether all prompts are of the shipped questions."""
-    from tunescope.look.steps import general_questions
+    from tunescope.look.questions import general_questions
 
     known = {row.shown for row in general_questions()}
     return all(row.shown in known for row in prompts)

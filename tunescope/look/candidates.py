@@ -12,6 +12,7 @@ import interventions as iv
 import probes
 import workbench as wb
 from tunescope.experiments.requirements import sample
+from tunescope.look.cost import ANSWER_TOKENS, DRAWS, TURN_PROMPTS
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.errors import UserError
 from workbench.progress import Progress
@@ -21,17 +22,11 @@ from workbench.stats.shares import share_interval
 if TYPE_CHECKING:
     from tunescope.look.steps import Look
 
-ROWS = 12
-"""Prompts that show the behaviour, and others, on which each candidate is tried."""
-DRAWS = 10
-"""Random stand-ins of a candidate."""
 HEADS = 4
 """Heads that are switched off together at most."""
 SCALES = (0.0, 0.5, 1.5)
 """How much of the tuning; all of it is the tuned model."""
 TOKENS = 12
-ANSWER_TOKENS = 16
-"""Of the answers that are compared first; a phrase may stand at their end."""
 COLUMNS = (
     "candidate", "share", "low", "high", "n", "change", "change_low", "change_high", "random", "random_low",
     "random_high", "others_changed", "others_changed_low", "others_changed_high", "perplexity",
@@ -136,7 +131,7 @@ def rows_to_try(look: Look) -> tuple[Prompts, Prompts]:
     if not shows.any():
         raise UserError(f"The tuned model shows {look.behaviour!r} on none of these prompts.")
     showing, others = (look.prompts[np.flatnonzero(shows == wanted)] for wanted in (True, False))
-    return sample(showing, ROWS, look.seed), sample(others, ROWS, look.seed) if len(others) else others
+    return sample(showing, TURN_PROMPTS, look.seed), sample(others, TURN_PROMPTS, look.seed) if len(others) else others
 
 
 def _stand_ins(look: Look, candidate: Candidate, rows: Prompts) -> list[iv.Recipe]:

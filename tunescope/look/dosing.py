@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import interventions as iv
 import probes
 import workbench as wb
-from tunescope.look.candidates import DRAWS, reply_tokens, rows_to_try
+from tunescope.look.candidates import reply_tokens, rows_to_try
+from tunescope.look.cost import DRAWS
 from tunescope.look.notes import dose_name
 from workbench.errors import UserError, unknown_name
 from workbench.progress import Progress

@@ -16,7 +16,10 @@ from workbench.progress import Progress
 from workbench.results import Result
 from workbench.runs import Run
 
-_SHOWN = {CHANGED: ("answers",), WHERE: ("heads", "layers", "weights"), TURN: ("candidates", "direction")}
+_SHOWN = {
+    CHANGED: ("answers",), WHERE: ("heads", "layers", "weights", "activations", "lens"),
+    TURN: ("candidates", "direction"),
+}  # fmt: skip
 """Step -> the results that its section shows."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
@@ -18,7 +17,6 @@ from probes.weights.sources import NotInFiles
 from tunescope.experiments.requirements import sample
 from tunescope.look.blind import what_it_was_tuned_for
 from tunescope.look.candidates import (
-    ANSWER_TOKENS,
     Candidate,
     heads_off,
     reply_tokens,
@@ -27,6 +25,7 @@ from tunescope.look.candidates import (
     turning_recipes,
     works,
 )
+from tunescope.look.cost import ANSWER_TOKENS, WHERE_PROMPTS
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.scorers import in_words
@@ -35,9 +34,6 @@ from workbench.finished_batches import scope
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts import Prompts
-
-WHERE_PROMPTS = 12
-"""Prompts that the localizing passes read."""
 
 
 @dataclass
@@ -58,6 +54,8 @@ class Look:
     """Step -> what it found."""
     parting: Prompts | None = None
     """Rows that end where the two models' answers part, once they are made."""
+    no_parting: UserError | None = None
+    """Why there are no such rows, once that is known."""
     behaviour: str | None = None
     """The behaviour that rose, as ``wb.behaviour`` takes it."""
     candidates: pd.DataFrame | None = None
@@ -70,13 +68,8 @@ class Look:
         self.notes[step] = self.notes.get(step, StepNote()).with_sentence(sentence, found=found)
 
 
+_SITES = {"attn_out": "the attention", "mlp_out": "the MLP"}
 Pass = Callable[[Look, Progress], None]
-
-
-def general_questions() -> Prompts:
-    """Questions of many topics, for a look without prompts of one's own."""
-    text = files("tunescope.look").joinpath("questions.txt").read_text(encoding="utf-8")
-    return Prompts.of([line for line in text.splitlines() if line.strip()])
 
 
 def run_steps(look: Look, progress: Progress, say: Callable[[str], None]) -> Look:
@@ -109,7 +102,8 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
             with scope(partial(_content, look, work.__name__)):
                 work(look, progress)
         except UserError as error:
-            look.tell(step, f"{work.__name__.replace('_', ' ')}: {error}")
+            if not any(sentence.endswith(str(error)) for sentence in look.notes[step].sentences):
+                look.tell(step, f"{work.__name__.replace('_', ' ')}: {error}")
         for sentence in look.notes[step].sentences[before:]:
             say(f"{step:14} {sentence}")
 
@@ -117,7 +111,8 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
 def what_changed(look: Look, progress: Progress) -> None:
     """Answers side by side, and the behaviour that rose."""
     answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
-    look.results["answers"], look.behaviour, look.parting = answers, answers.behaviour, None
+    look.results["answers"], look.behaviour = answers, answers.behaviour
+    look.parting = look.no_parting = None
     look.tell(CHANGED, f"{answers.summary()}.", found=answers.share > 0)
 
 
@@ -135,6 +130,37 @@ def where_in_weights(look: Look, progress: Progress) -> None:
     look.tell(
         WHERE, f"weights: {changed} of {len(table)} matrices changed{places}; {beyond} beyond an even spread "
         "(q < .05).", found=beyond > 0,
+    )  # fmt: skip
+
+
+def where_in_activations(look: Look, progress: Progress) -> None:
+    """How far the output of each attention and MLP moved at the token where the answers part."""
+    recording = wb.record(
+        look.pair, _parting(look, progress), ["attn_out", "mlp_out"], positions="last", progress=progress
+    )
+    moved = probes.activation_delta(recording, components=0, tokens="all", seed=look.seed, progress=progress)
+    look.results["activations"] = moved
+    tops = moved.table.sort_values("score", ascending=False).drop_duplicates("site").sort_values("site")
+    named = "; ".join(
+        f"{_SITES[str(row['site'])]} of layer {row['layer']:.0f}, by {row['score']:.0%} [{row['low']:.0%}, "
+        f"{row['high']:.0%}] of its length (signs at random {row['control']:.0%})"
+        for row in _records(tops)
+    )
+    look.tell(WHERE, f"activations: most moved {named}.")
+
+
+def where_in_lens(look: Look, progress: Progress) -> None:
+    """At which layer the two models' next word parts, each layer read through the model's own unembedding."""
+    lens = probes.logit_lens(
+        look.pair, _parting(look, progress), positions="last", shown=0, seed=look.seed, progress=progress
+    )
+    look.results["lens"] = lens
+    table = lens.table.sort_values("layer")
+    first = _records(table[table["score"] >= table["score"].max() / 2])[0]
+    look.tell(
+        WHERE, f"lens: the words that the layers would say part from layer {first['layer']:.0f} on, by "
+        f"{first['score']:.2g} nats [{first['low']:.2g}, {first['high']:.2g}] (moved as far at random "
+        f"{first['control']:.2g}).",
     )  # fmt: skip
 
 
@@ -220,7 +246,7 @@ def turn_by_candidates(look: Look, progress: Progress) -> None:
 
 PASSES: dict[str, tuple[Pass, ...]] = {
     CHANGED: (what_changed, what_it_was_tuned_for),
-    WHERE: (where_in_weights, where_in_layers, where_in_heads),
+    WHERE: (where_in_weights, where_in_activations, where_in_lens, where_in_layers, where_in_heads),
     TURN: (turn_by_direction, turn_by_candidates),
 }
 """Step -> its fast passes; the last step, keep it, is the run itself."""
@@ -244,8 +270,14 @@ def kept_sentence(look: Look) -> str:
 
 def _parting(look: Look, progress: Progress) -> Prompts:
     """Rows that end where the two models' answers part, made once."""
+    if look.no_parting is not None:
+        raise look.no_parting
     if look.parting is None:
-        look.parting = sample(wb.contrast(look.pair, look.prompts, progress=progress), WHERE_PROMPTS, look.seed)
+        try:
+            look.parting = sample(wb.contrast(look.pair, look.prompts, progress=progress), WHERE_PROMPTS, look.seed)
+        except UserError as error:
+            look.no_parting = error
+            raise
     return look.parting
 
 
@@ -267,4 +299,4 @@ def _shares(table: pd.DataFrame) -> str:
     )
 
 
-__all__ = ["KEEP", "PASSES", "Look", "general_questions", "kept_sentence", "run_step", "run_steps"]
+__all__ = ["KEEP", "PASSES", "Look", "kept_sentence", "run_step", "run_steps"]

@@ -59,6 +59,16 @@ def test_the_planted_refusal_is_found_and_turned(looked: Look) -> None:
     assert works(table)[table["candidate"] == "direction-off"].all()
 
 
+def test_activations_and_lens_are_read_where_the_answers_part(looked: Look) -> None:
+    moved, lens = looked.results["activations"].table, looked.results["lens"].table
+    n_layers = looked.pair.tuned.n_layers
+    assert sorted(set(moved["site"])) == ["attn_out", "mlp_out"] and len(moved) == 2 * n_layers
+    assert lens["layer"].tolist() == list(range(n_layers)) and lens["score"].max() > 1
+    assert looked.results["lens"].figure().data and looked.results["lens"].cells.empty
+    told = [sentence.partition(":")[0] for sentence in looked.notes[WHERE].sentences]
+    assert told == ["weights", "activations", "lens", "layers", "heads"]
+
+
 def test_the_models_are_as_before(looked: Look) -> None:
     assert [model.n_hooks for model in looked.pair.models.values()] == [0, 0]
 
@@ -77,6 +87,7 @@ def test_base_against_itself_finds_nothing(tmp_path: Path) -> None:
     look = Look(load_pair(base, base, device="cpu"), refusal_rows()[:8], base, base)
     run_steps(look, Silent(), lambda _: None)
     assert not any(note.found for note in look.notes.values())
+    assert len(look.notes[WHERE].sentences) == 2  # the weights, and once why nothing else can be read
     with runs.begun("look", CONFIG, tmp_path / "look") as run:
         keep(look, run)
     assert [notes_of(run).state(step) for step in STEPS] == ["nothing beyond the control"] * 4
