@@ -66,7 +66,15 @@ class Collector:
         self._add_heads(name, place, change.sums, change.delta, columns=base.shape[1], rows=base.shape[0])
 
     def add_factors(self, name: str, base: Tensor | None, change: Factors) -> None:
-        """A LoRA: nothing larger than its factors, and one chunk of the base's weight, is held."""
+        """A LoRA: nothing larger than its factors, and one chunk of the base's weight, is held.
+
+        Factors that hold NaN or infinite entries have no spectrum: their product is read as any other weight.
+        """
+        if base is not None and not (change.up.isfinite().all() and change.down.isfinite().all()):
+            product = (change.up @ change.down).to(base.device)
+            turned = self._layout_of(name).turned(self.stacks.place(name).module, base.ndim)
+            self.add(name, base.float(), base.float() + (product.mT if turned else product))
+            return
         place, layout = self.stacks.place(name), self._layout_of(name)
         weight = layout.oriented(place.module, base) if base is not None else None
         sums, reduced = factor_change(change, weight, by_column=layout.is_output(place.module))

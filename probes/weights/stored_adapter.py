@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from probes.weights.naming import key_of
+from probes.weights.stacks import UNLOADED
+from workbench.bounded import matching
 from workbench.errors import UserError
 from workbench.models import checkpoints
-from workbench.models.adapter_fit import loaded_by_peft
+from workbench.models.adapter_fit import is_targeted, loaded_by_peft, passed_over
 from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
 from workbench.models.sources import Source
 from workbench.models.stored_model import NotInFiles, Reader
@@ -60,6 +62,11 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
         raise NotInFiles(f"{source.name} is {why}, whose change cannot be read from its files alone")
     stored = stored_tensors(source.local(), adapter=True)
     checkpoints.check_whole(stored, source.name)
+    _check_patterns_end(source, base)
+    if unread := passed_over(source, stored):
+        raise NotInFiles(
+            f"{source.name} holds {len(unread)} tensors that its adapter_config.json does not ask for ({unread[0]})"
+        )
     halves: dict[str, dict[str, Tensor]] = {}
     biases: dict[str, StoredTensor] = {}
     whole: dict[str, Reader] = {}
@@ -75,6 +82,7 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
             halves.setdefault(path, {})[_SIDES[part.removesuffix(".weight")]] = _half(tensor, part)
     factors: dict[str, Factors] = {}
     for module, half in halves.items():
+        _check_half(source, module, half)
         scaling = _scaling(source.config, module, half["down"].shape[0])
         factors[f"{key_of(module)}.weight"] = Factors(half["up"] * scaling, half["down"], scaling)
         if module in biases:
@@ -84,7 +92,61 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
         raise NotInFiles(
             f"{source.name} changes {len(absent)} modules that are named otherwise in the base's files ({absent[0]})"
         )
+    if lacking := _lacking(source, base, set(factors), set(whole)):
+        raise NotInFiles(f"{source.name} lacks tensors that its adapter_config.json asks for ({lacking})")
     return factors, whole
+
+
+def _check_patterns_end(source: Source, base: Mapping[str, Reader]) -> None:
+    """Raises UserError for a pattern of modules that does not come to an end on the names of this base."""
+    patterns = [text for name in ("target_modules", "exclude_modules") if _is_pattern(text := source.config.get(name))]
+    if patterns and matching(patterns, [f"model.{key.removesuffix('.weight')}" for key in base]) != "fine":
+        raise UserError(
+            f"{source.name} names its modules by a regular expression ({patterns[0][:60]!r}) that does not come to an "
+            "end: write the names in adapter_config.json, or use another adapter."
+        )
+
+
+def _is_pattern(text: Any) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"[\w.\-]*", text) is None
+
+
+def _check_half(source: Source, module: str, half: Mapping[str, Tensor]) -> None:
+    """Raises NotInFiles for factors that PEFT could not put on, or would put on otherwise than they are."""
+    from peft.utils.other import get_pattern_key
+
+    if len(half) < 2:
+        raise NotInFiles(f"{source.name} holds one factor of the LoRA at {module} and not the other")
+    patterns = source.config.get("rank_pattern") or {}
+    try:
+        rank = patterns.get(get_pattern_key(patterns.keys(), module), source.config.get("r"))
+    except (AttributeError, re.error):
+        return  # PEFT says what is wrong with it
+    ranks = {half["down"].shape[0], half["up"].shape[-1], rank}
+    if len(ranks) > 1:
+        raise NotInFiles(
+            f"{source.name} holds factors of rank {half['down'].shape[0]} and {half['up'].shape[-1]} at {module}, where "
+            f"its adapter_config.json says {rank}"
+        )
+
+
+def _lacking(source: Source, base: Mapping[str, Reader], factors: set[str], whole: set[str]) -> str | None:
+    """The first module that the config names and the files lack; None where it names modules by a pattern."""
+    config = source.config
+    if config.get("lora_bias") and not any(key.endswith(".bias") for key in whole):
+        return "biases of lora_bias"
+    for saved in config.get("modules_to_save") or []:
+        if not any(f".{saved}." in f".{key}" for key in whole):
+            return str(saved)
+    if not isinstance(config.get("target_modules"), list):
+        return None
+    for key in base:
+        module = key.removesuffix(".weight")
+        if module == key or key in factors or key.startswith(f"{UNLOADED}.") or "experts" in module:
+            continue
+        if is_targeted(config, f"model.{module}"):
+            return module
+    return None
 
 
 def _not_plain(source: Source) -> str | None:

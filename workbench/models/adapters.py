@@ -65,7 +65,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
                 peft_model = PeftModel.from_pretrained(
                     hf, str(source.local()), ADAPTER_NAME, torch_device=str(hf.device)
                 )
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, re.error) as error:
         detach_adapters(hf)
         raise UserError(f"PEFT cannot put {source.name} on {name}: {_gist(error)}") from error
     for warning in caught:
@@ -158,6 +158,8 @@ def _attach_offloaded(hf: Any, source: Source) -> Any:
 
 
 def _gist(message: Any) -> str:
+    if isinstance(message, KeyError):
+        return f"its files lack {message}, which its config asks for"
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     # torch heads a list of mismatches with a line that says nothing
     text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(message).__name__

@@ -36,7 +36,6 @@ KINDS: dict[str, tuple[str, Any]] = {
     "DoRA with patterns": ("llama", peft.LoraConfig(**LORA, **PATTERNS, use_dora=True, use_rslora=True)),
     "patterns": ("llama", peft.LoraConfig(**LORA, **PATTERNS)),
     "rsLoRA with patterns": ("llama", peft.LoraConfig(**LORA, **PATTERNS, use_rslora=True)),
-    "lora_bias": ("llama", peft.LoraConfig(**LORA, lora_bias=True)),
     "lora_bias beside biases": ("qwen2", peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_bias=True)),
     "biases of the base": ("qwen2", peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], bias="all")),
     "Conv1D": ("gpt2", peft.LoraConfig(**CONV1D)),

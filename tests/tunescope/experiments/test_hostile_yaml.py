@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,15 @@ def test_it_is_refused_in_one_sentence(text: str, message: str) -> None:
 
 
 def test_numbers_are_read_as_written() -> None:
-    found: Any = read_yaml("[010, 1:30, 1_000, 0x1F, off, 1e3, &a 7, *a]", "x")
-    assert found == [10, "1:30", "1_000", "0x1F", "off", 1000.0, 7, 7]
+    found: Any = read_yaml("[1:30, 1_000, 0x1F, off, 1e3, &a 7, *a, 0, -3]", "x")
+    assert found == ["1:30", "1_000", "0x1F", "off", 1000.0, 7, 7, 0, -3]
+
+
+@pytest.mark.parametrize("digits", ["007", "010", "+5", "-0", "00"])
+def test_a_number_that_may_be_meant_as_text_is_asked_about(digits: str) -> None:
+    with pytest.raises(UserError, match=rf"'{re.escape(digits)}' is -?\d+ as a number: write that, or put it in quotes"):
+        read_yaml(f"answer: {digits}", "x")
+    assert read_yaml(f"answer: '{digits}'", "x") == {"answer": digits}
 
 
 def test_a_folder_given_as_a_file_is_not_hashed(tmp_path: Path) -> None:
