@@ -13,10 +13,9 @@ import torch
 
 from probes.weights.naming import key_of
 from probes.weights.stacks import UNLOADED
-from workbench.bounded import matching
 from workbench.errors import UserError
 from workbench.models import checkpoints
-from workbench.models.adapter_fit import is_targeted, loaded_by_peft, passed_over
+from workbench.models.adapter_fit import check_patterns, is_targeted, loaded_by_peft, passed_over
 from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
 from workbench.models.sources import Source
 from workbench.models.stored_model import NotInFiles, Reader
@@ -62,7 +61,7 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
         raise NotInFiles(f"{source.name} is {why}, whose change cannot be read from its files alone")
     stored = stored_tensors(source.local(), adapter=True)
     checkpoints.check_whole(stored, source.name)
-    _check_patterns_end(source, base)
+    check_patterns(source, [f"model.{key.removesuffix('.weight')}" for key in base])
     if unread := passed_over(source, stored):
         raise NotInFiles(
             f"{source.name} holds {len(unread)} tensors that its adapter_config.json does not ask for ({unread[0]})"
@@ -97,20 +96,6 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
     return factors, whole
 
 
-def _check_patterns_end(source: Source, base: Mapping[str, Reader]) -> None:
-    """Raises UserError for a pattern of modules that does not come to an end on the names of this base."""
-    patterns = [text for name in ("target_modules", "exclude_modules") if _is_pattern(text := source.config.get(name))]
-    if patterns and matching(patterns, [f"model.{key.removesuffix('.weight')}" for key in base]) != "fine":
-        raise UserError(
-            f"{source.name} names its modules by a regular expression ({patterns[0][:60]!r}) that does not come to an "
-            "end: write the names in adapter_config.json, or use another adapter."
-        )
-
-
-def _is_pattern(text: Any) -> bool:
-    return isinstance(text, str) and re.fullmatch(r"[\w.\-]*", text) is None
-
-
 def _check_half(source: Source, module: str, half: Mapping[str, Tensor]) -> None:
     """Raises NotInFiles for factors that PEFT could not put on, or would put on otherwise than they are."""
     from peft.utils.other import get_pattern_key
@@ -122,11 +107,10 @@ def _check_half(source: Source, module: str, half: Mapping[str, Tensor]) -> None
         rank = patterns.get(get_pattern_key(patterns.keys(), module), source.config.get("r"))
     except (AttributeError, re.error):
         return  # PEFT says what is wrong with it
-    ranks = {half["down"].shape[0], half["up"].shape[-1], rank}
-    if len(ranks) > 1:
+    down, up = half["down"].shape[0], half["up"].shape[-1]
+    if not down == up == rank:
         raise NotInFiles(
-            f"{source.name} holds factors of rank {half['down'].shape[0]} and {half['up'].shape[-1]} at {module}, where "
-            f"its adapter_config.json says {rank}"
+            f"{source.name} holds factors of rank {down} and {up} at {module}, where its adapter_config.json says {rank}"
         )
 
 
@@ -135,7 +119,8 @@ def _lacking(source: Source, base: Mapping[str, Reader], factors: set[str], whol
     config = source.config
     if config.get("lora_bias") and not any(key.endswith(".bias") for key in whole):
         return "biases of lora_bias"
-    for saved in config.get("modules_to_save") or []:
+    whole_modules = config.get("modules_to_save")
+    for saved in whole_modules if isinstance(whole_modules, list) else []:
         if not any(f".{saved}." in f".{key}" for key in whole):
             return str(saved)
     if not isinstance(config.get("target_modules"), list):

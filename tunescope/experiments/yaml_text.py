@@ -26,7 +26,7 @@ _ALIASED = 10
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of booleans and numbers: ``off`` and ``1:30`` are words, ``1e-3`` is a number, ``007`` refused."""
+    """YAML 1.2's idea of booleans and numbers: ``off`` and ``1:30`` are words, ``1e-3`` a number, ``007`` refused."""
 
 
 class _Dumper(yaml.SafeDumper):

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from workbench.bounded import matching
 from workbench.errors import UserError
 from workbench.models import checkpoints
 from workbench.models.sources import Source
@@ -24,6 +25,9 @@ _CHOICES = (
     "target_modules", "exclude_modules", "modules_to_save", "target_parameters", "layers_to_transform",
     "layers_pattern",
 )  # fmt: skip
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "target_parameters")
+_BY_PATTERN = ("rank_pattern", "alpha_pattern")
+_PLAIN_NAME = re.compile(r"[\w.\-]*")
 _MORE_MODULES = ("target_parameters", "ensure_weight_tying", "layer_replication")
 """Settings by which PEFT adapts modules that ``target_modules`` does not name."""
 _LORA_PART = re.compile(r"(embedding_)?[AB](\.|$)")
@@ -63,6 +67,19 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
                     f"The adapter {adapter.name} does not fit {base_name}: {problem}{origin}. Give its own base."
                 )
     return name_notes(adapter, base_name)
+
+
+def check_patterns(adapter: Source, modules: list[str]) -> None:
+    """Raises UserError where regular expressions of the adapter do not come to an end on the names of ``modules``."""
+    given = [adapter.config.get(name) for name in _PATTERNS]
+    given += [list(found) for name in _BY_PATTERN if isinstance(found := adapter.config.get(name), dict)]
+    texts = [text for one in given for text in (one if isinstance(one, list) else [one]) if isinstance(text, str)]
+    patterns = [text for text in texts if not _PLAIN_NAME.fullmatch(text)]
+    if patterns and matching(patterns, modules) != "fine":
+        raise UserError(
+            f"{adapter.name} names its modules by a regular expression ({patterns[0][:60]!r}) that does not come to an "
+            "end: write the names in adapter_config.json, or use another adapter."
+        )
 
 
 def unread_notes(adapter: Source) -> tuple[str, ...]:
@@ -135,7 +152,7 @@ def is_targeted(config: Mapping[str, Any], module: str) -> bool:
         return True
     try:
         return bool(check_target_module_exists(SimpleNamespace(**named), module))
-    except (TypeError, AttributeError, re.error):
+    except (TypeError, ValueError, AttributeError, NameError, re.error):
         return True
 
 

@@ -38,7 +38,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model("llama").save_pretrained(home / "base")
     tokenizer().save_pretrained(home / "base")
     for name, options in MADE.items():
-        trained(peft.get_peft_model(loaded(home / "base"), peft.LoraConfig(r=4, **options))).save_pretrained(home / name)
+        trained(peft.get_peft_model(loaded(home / "base"), peft.LoraConfig(r=4, **options))).save_pretrained(
+            home / name
+        )
     return home
 
 

@@ -107,9 +107,7 @@ def test_every_entry_is_that_of_merging_and_unloading(kind: str, tmp_path: Path)
     tokenizer().save_pretrained(tmp_path / "base")
     trained(peft.get_peft_model(loaded(tmp_path / "base"), config)).save_pretrained(tmp_path / "adapter")
     bare = weights(loaded(tmp_path / "base"))
-    merged = weights(
-        peft.PeftModel.from_pretrained(loaded(tmp_path / "base"), tmp_path / "adapter").merge_and_unload()
-    )
+    merged = weights(peft.PeftModel.from_pretrained(loaded(tmp_path / "base"), tmp_path / "adapter").merge_and_unload())
     right = {key: now - bare[key] if key in bare else now for key, now in merged.items()}
     check(change_read(open_weights(wb.load_pair(tmp_path / "base", tmp_path / "adapter"))), right)
     try:

@@ -238,9 +238,7 @@ SIDE_BY_SIDE = {
 
 
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
-def test_what_differs_beside_the_weights_is_said_and_stays_in_the_report(
-    file: Path, tmp_path: Path, name: str
-) -> None:
+def test_what_differs_beside_the_weights_is_said_and_stays_in_the_report(file: Path, tmp_path: Path, name: str) -> None:
     changed, sentence = SIDE_BY_SIDE[name]
     for side in ("base", "tuned"):
         shutil.copytree(file.parent / side, tmp_path / side)
