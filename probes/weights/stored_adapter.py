@@ -102,6 +102,8 @@ def _check_half(source: Source, module: str, half: Mapping[str, Tensor]) -> None
 
     if len(half) < 2:
         raise NotInFiles(f"{source.name} holds one factor of the LoRA at {module} and not the other")
+    if any(factor.ndim != 2 for factor in half.values()):
+        raise NotInFiles(f"{source.name} holds factors of the LoRA at {module} that are no matrices")
     patterns = source.config.get("rank_pattern") or {}
     try:
         rank = patterns.get(get_pattern_key(patterns.keys(), module), source.config.get("r"))
@@ -109,9 +111,8 @@ def _check_half(source: Source, module: str, half: Mapping[str, Tensor]) -> None
         return  # PEFT says what is wrong with it
     down, up = half["down"].shape[0], half["up"].shape[-1]
     if not down == up == rank:
-        raise NotInFiles(
-            f"{source.name} holds factors of rank {down} and {up} at {module}, where its adapter_config.json says {rank}"
-        )
+        said = f"where its adapter_config.json says {rank}"
+        raise NotInFiles(f"{source.name} holds factors of rank {down} and {up} at {module}, {said}")
 
 
 def _lacking(source: Source, base: Mapping[str, Reader], factors: set[str], whole: set[str]) -> str | None:

@@ -135,6 +135,9 @@ def passed_over(adapter: Source, stored: Iterable[str]) -> list[str]:
     for name in stored:
         if loaded_by_peft(name) is None:
             continue
+        if not name.startswith("base_model."):
+            unread.append(name)
+            continue
         module, mark, part = name.removeprefix(_ROOT).partition(f".{prefix}")
         if not mark or module == _ROOT.split(".")[0]:
             continue  # whole weights, and what all modules share (a vector bank)

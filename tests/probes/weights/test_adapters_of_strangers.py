@@ -62,6 +62,7 @@ LEFT_OUT: dict[str, tuple[str, Callable[[Stored], Stored], dict[str, Any]]] = {
     "layers that are not targeted": ("plain", unchanged, {"layers_to_transform": [0]}),
     "another pattern": ("two", unchanged, {"target_modules": r".*\.[12]\..*\.(q|v)_proj"}),
     "magnitudes without DoRA": ("DoRA", unchanged, {"use_dora": False}),
+    "a head without PEFT's prefix": ("plain", with_more("lm_head.weight", 300, 64), {}),
     "a part that no LoRA has": ("plain", with_more(f"{Q}.lora_C.weight", 4), {}),
 }  # fmt: skip
 REFUSED: dict[str, tuple[str, Callable[[Stored], Stored], dict[str, Any], str]] = {
@@ -75,6 +76,10 @@ REFUSED: dict[str, tuple[str, Callable[[Stored], Stored], dict[str, Any], str]] 
     "two ranks": (
         "plain", lambda stored: {name: (t[:, :2] if "lora_B" in name else t) for name, t in stored.items()}, {},
         "size mismatch",
+    ),
+    "vectors for factors": (
+        "plain", lambda stored: {name: (t.flatten() if "layers.1" in name else t) for name, t in stored.items()}, {},
+        "size mismatch|does not fit",
     ),
     "a saved head": ("head", without("lm_head"), {}, "files lack 'base_model.model.lm_head.weight'"),
     "biases": ("plain", unchanged, {"lora_bias": True}, "incomplete"),
