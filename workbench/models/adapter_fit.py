@@ -210,7 +210,7 @@ def _misfit(part: _Part, module: nn.Module | None) -> str | None:
     if size is None or part.role not in _EXPECTED:
         return None
     axis, of = _EXPECTED[part.role]
-    if shape[axis] == size[of]:
+    if len(shape) > axis and shape[axis] == size[of]:
         return None
     return f"{where} and the base's weight there is {list(size)}"
 
