@@ -161,7 +161,14 @@ def _totals(sums: Sums, size: int) -> dict[str, Any]:
 
 
 def _block_ranks(blocks: Float[Tensor, "head row column"]) -> dict[str, Tensor]:
-    """Largest singular value, stable and effective rank of each head's block, from its smaller Gram matrix."""
+    """Largest singular value, stable and effective rank of each head's block, from its smaller Gram matrix.
+
+    NaN for a block that holds NaN or infinite entries.
+    """
+    finite = blocks.isfinite().flatten(1).all(1)
+    if not finite.all():
+        ranks = _block_ranks(torch.where(finite[:, None, None], blocks, torch.zeros_like(blocks)))
+        return {name: values.masked_fill(~finite.to(values.device), math.nan) for name, values in ranks.items()}
     wide = blocks if blocks.shape[1] <= blocks.shape[2] else blocks.mT
     squares = torch.linalg.eigvalsh((wide @ wide.mT).double()).clamp_min(0)
     first = squares[:, -1]

@@ -141,7 +141,7 @@ def passed_over(adapter: Source, stored: Iterable[str]) -> list[str]:
         module, mark, part = name.removeprefix(_ROOT).partition(f".{prefix}")
         if not mark or module == _ROOT.split(".")[0]:
             continue  # whole weights, and what all modules share (a vector bank)
-        if not (name.startswith(_ROOT) and _is_targeted(adapter, module) and _is_part(adapter, part)):
+        if module.startswith("base_model.") or not (_is_targeted(adapter, module) and _is_part(adapter, part)):
             unread.append(name)
     return unread
 
