@@ -11,6 +11,7 @@ import pytest
 from tunescope.experiments import Experiment
 from tunescope.experiments.materials import file_hash
 from tunescope.experiments.yaml_text import read_yaml
+from workbench import bounded
 from workbench.bounded import matching, rendering
 from workbench.errors import UserError
 
@@ -67,3 +68,8 @@ def test_patterns_and_templates_without_end_are_told_in_time() -> None:
     assert rendering("{% for m in messages %}{{ m.content }}{% endfor %}", values, 10**6) == "fine"
     doubling = "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
     assert rendering(doubling, values, 10**6) == "too large"
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_busy_makes_no_pattern_endless() -> None:
+    assert bounded._tried("import time; time.sleep(16)", {}) == "fine"
