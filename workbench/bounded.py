@@ -15,8 +15,8 @@ from typing import Any, Literal
 SECONDS = 5
 """Of the processor's time."""
 _WAITED = 180 if importlib.util.find_spec("resource") else 15
-"""Seconds by the clock. Where the processor's time is limited these only guard against a process that stands still: on a
-busy machine a harmless one waits long for its turn."""
+"""Seconds by the clock. Where the processor's time is limited these only guard against a process that stands still: on
+a busy machine a harmless one waits long for its turn."""
 MEMORY = 2**30
 """Bytes of address space of the process."""
 _LIMITS = f"""
