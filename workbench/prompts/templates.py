@@ -72,14 +72,15 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
 
 def _with_parts(turns: Sequence[Message], tokenizer: Any) -> str:
     """The chat through the template, which may not know turns that are lists of parts: it then gets their text."""
-    parts = [part for turn in turns if _is_list(turn["content"]) for part in turn["content"]]
-    if not parts:
+    lists = [turn["content"] for turn in turns if _is_list(turn["content"])]
+    if not lists:
         return _through_template(turns, tokenizer)
+    as_python = [str(one) for parts in lists for one in (parts, *(part for part in parts if isinstance(part, Mapping)))]
     try:
         text = _through_template(turns, tokenizer)
     except UserError:
         text = ""
-    if text and not any(str(part) in text for part in parts):
+    if text and not any(written in text for written in as_python):
         return text
     joined = [_joined(turn) for turn in turns]
     if any(_is_list(turn["content"]) for turn in joined):
@@ -93,7 +94,8 @@ def _with_parts(turns: Sequence[Message], tokenizer: Any) -> str:
 def _joined(turn: Message) -> Message:
     """A turn of text parts with their text as its content; any other as it is."""
     content = turn["content"]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in content] if _is_list(content) else []
+    parts = content if _is_list(content) else []
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if not texts or not all(isinstance(text, str) for text in texts):
         return turn
     return {**turn, "content": "\n".join(map(str, texts))}
