@@ -11,7 +11,9 @@ from workbench.engine.sites import KINDS
 from workbench.errors import UserError
 
 Number = int | float | str | None
-_PLACE = re.compile(r"L(?P<layer>\d+)(?:H(?P<head>\d+)|E(?P<expert>\d+))?(?: (?P<rest>.+))?")
+_INDEX = r"0|[1-9][0-9]*"
+"""One way to write each number, so that no cell has two labels."""
+_PLACE = re.compile(rf"L(?P<layer>{_INDEX})(?:H(?P<head>{_INDEX})|E(?P<expert>{_INDEX}))?(?: (?P<rest>.+))?")
 _NUMBERED = re.compile(r"(?P<name>position|direction|first) (?P<number>-?\d+)")
 
 

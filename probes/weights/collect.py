@@ -66,7 +66,15 @@ class Collector:
         self._add_heads(name, place, change.sums, change.delta, columns=base.shape[1], rows=base.shape[0])
 
     def add_factors(self, name: str, base: Tensor | None, change: Factors) -> None:
-        """A LoRA: nothing larger than its factors, and one chunk of the base's weight, is held."""
+        """A LoRA: nothing larger than its factors, and one chunk of the base's weight, is held.
+
+        Factors that hold NaN or infinite entries have no spectrum: their product is read as any other weight.
+        """
+        if base is not None and not (change.up.isfinite().all() and change.down.isfinite().all()):
+            product = (change.up @ change.down).to(base.device)
+            turned = self._layout_of(name).turned(self.stacks.place(name).module, base.ndim)
+            self.add(name, base.float(), base.float() + (product.mT if turned else product))
+            return
         place, layout = self.stacks.place(name), self._layout_of(name)
         weight = layout.oriented(place.module, base) if base is not None else None
         sums, reduced = factor_change(change, weight, by_column=layout.is_output(place.module))
@@ -153,7 +161,14 @@ def _totals(sums: Sums, size: int) -> dict[str, Any]:
 
 
 def _block_ranks(blocks: Float[Tensor, "head row column"]) -> dict[str, Tensor]:
-    """Largest singular value, stable and effective rank of each head's block, from its smaller Gram matrix."""
+    """Largest singular value, stable and effective rank of each head's block, from its smaller Gram matrix.
+
+    NaN for a block that holds NaN or infinite entries.
+    """
+    finite = blocks.isfinite().flatten(1).all(1)
+    if not finite.all():
+        ranks = _block_ranks(torch.where(finite[:, None, None], blocks, torch.zeros_like(blocks)))
+        return {name: values.masked_fill(~finite.to(values.device), math.nan) for name, values in ranks.items()}
     wide = blocks if blocks.shape[1] <= blocks.shape[2] else blocks.mT
     squares = torch.linalg.eigvalsh((wide @ wide.mT).double()).clamp_min(0)
     first = squares[:, -1]

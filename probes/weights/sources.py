@@ -13,6 +13,7 @@ from probes.weights.naming import Layout, key_of
 from probes.weights.stacks import UNLOADED, Stacks
 from probes.weights.stored_adapter import Factors, stored_adapter
 from workbench.errors import UserError
+from workbench.models import checkpoints
 from workbench.models.loading import load_model, quantization
 from workbench.models.quantized import weight_readers
 from workbench.models.sources import Kind, Source, describe
@@ -53,6 +54,7 @@ class _Side:
     tied: dict[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     quantized: str | None = None
+    said: tuple[str, ...] = ()
 
 
 def open_weights(base: Any, tuned: Any = None) -> Opened:
@@ -127,7 +129,9 @@ def _opened(source: Source, stored: StoredModel | None) -> _Side:
         tied = stored.plan.tied
         readers, spare = _keyed(stored.readers()), _spare(stored)
         unused = stored.plan.unused
-        return _Side(source, readers | spare, {key_of(name): key_of(own) for name, own in tied.items()}, unused)
+        shared = {key_of(name): key_of(own) for name, own in tied.items()}
+        said = checkpoints.about_doubled(stored.digests.folder, source.name)
+        return _Side(source, readers | spare, shared, unused, said=said)
     root = source.model.get_base_model() if source.kind is Kind.PEFT else source.model
     tied = getattr(root, "all_tied_weights_keys", None) or {}
     return _Side(
@@ -191,7 +195,7 @@ def _check_shared(below: Source, above: Source, before: set[str], names: set[str
 
 
 def _notes(before: _Side, after: _Side) -> tuple[str, ...]:
-    said = []
+    said = [*before.said, *after.said]
     for side, whose in ((before, "base"), (after, "tuned model")):
         if side.quantized is not None:
             said.append(

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from probes.weights.naming import key_of
+from probes.weights.stacks import UNLOADED
 from workbench.errors import UserError
 from workbench.models import checkpoints
-from workbench.models.adapter_fit import loaded_by_peft
+from workbench.models.adapter_fit import check_patterns, is_targeted, loaded_by_peft, passed_over
 from workbench.models.checkpoints import StoredTensor, opened, stored_tensors
 from workbench.models.sources import Source
 from workbench.models.stored_model import NotInFiles, Reader
@@ -60,6 +61,11 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
         raise NotInFiles(f"{source.name} is {why}, whose change cannot be read from its files alone")
     stored = stored_tensors(source.local(), adapter=True)
     checkpoints.check_whole(stored, source.name)
+    check_patterns(source, [f"model.{key.removesuffix('.weight')}" for key in base])
+    if unread := passed_over(source, stored):
+        raise NotInFiles(
+            f"{source.name} holds {len(unread)} tensors that its adapter_config.json does not ask for ({unread[0]})"
+        )
     halves: dict[str, dict[str, Tensor]] = {}
     biases: dict[str, StoredTensor] = {}
     whole: dict[str, Reader] = {}
@@ -75,6 +81,7 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
             halves.setdefault(path, {})[_SIDES[part.removesuffix(".weight")]] = _half(tensor, part)
     factors: dict[str, Factors] = {}
     for module, half in halves.items():
+        _check_half(source, module, half)
         scaling = _scaling(source.config, module, half["down"].shape[0])
         factors[f"{key_of(module)}.weight"] = Factors(half["up"] * scaling, half["down"], scaling)
         if module in biases:
@@ -84,7 +91,48 @@ def stored_adapter(source: Source, base: Mapping[str, Reader]) -> tuple[dict[str
         raise NotInFiles(
             f"{source.name} changes {len(absent)} modules that are named otherwise in the base's files ({absent[0]})"
         )
+    if lacking := _lacking(source, base, set(factors), set(whole)):
+        raise NotInFiles(f"{source.name} lacks tensors that its adapter_config.json asks for ({lacking})")
     return factors, whole
+
+
+def _check_half(source: Source, module: str, half: Mapping[str, Tensor]) -> None:
+    """Raises NotInFiles for factors that PEFT could not put on, or would put on otherwise than they are."""
+    from peft.utils.other import get_pattern_key
+
+    if len(half) < 2:
+        raise NotInFiles(f"{source.name} holds one factor of the LoRA at {module} and not the other")
+    if any(factor.ndim != 2 for factor in half.values()):
+        raise NotInFiles(f"{source.name} holds factors of the LoRA at {module} that are no matrices")
+    patterns = source.config.get("rank_pattern") or {}
+    try:
+        rank = patterns.get(get_pattern_key(patterns.keys(), module), source.config.get("r"))
+    except (AttributeError, re.error):
+        return  # PEFT says what is wrong with it
+    down, up = half["down"].shape[0], half["up"].shape[-1]
+    if not down == up == rank:
+        said = f"where its adapter_config.json says {rank}"
+        raise NotInFiles(f"{source.name} holds factors of rank {down} and {up} at {module}, {said}")
+
+
+def _lacking(source: Source, base: Mapping[str, Reader], factors: set[str], whole: set[str]) -> str | None:
+    """The first module that the config names and the files lack; None where it names modules by a pattern."""
+    config = source.config
+    if config.get("lora_bias") and not any(key.endswith(".bias") for key in whole):
+        return "biases of lora_bias"
+    whole_modules = config.get("modules_to_save")
+    for saved in whole_modules if isinstance(whole_modules, list) else []:
+        if not any(f".{saved}." in f".{key}" for key in whole):
+            return str(saved)
+    if not isinstance(config.get("target_modules"), list):
+        return None
+    for key in base:
+        module = key.removesuffix(".weight")
+        if module == key or key in factors or key.startswith(f"{UNLOADED}.") or "experts" in module:
+            continue
+        if is_targeted(config, f"model.{module}"):
+            return module
+    return None
 
 
 def _not_plain(source: Source) -> str | None:

@@ -40,7 +40,7 @@ def test_a_label_is_read_back(written: str) -> None:
     assert Cell.parse(written).label == written
 
 
-@pytest.mark.parametrize("wrong", ["", "H5", "layer 3", "L", "L3H", "L-1"])
+@pytest.mark.parametrize("wrong", ["", "H5", "layer 3", "L", "L3H", "L-1", "L03", "L0H01", "L٣"])
 def test_what_is_no_label_is_told(wrong: str) -> None:
     with pytest.raises(UserError, match=r"is no cell: write L3 \(layer\)"):
         Cell.parse(wrong)

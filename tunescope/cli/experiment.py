@@ -44,7 +44,7 @@ def run(
     if dry_run:
         _list(experiment, file, out, where, as_json)
         return
-    from tunescope.cli.output import progress_bar
+    from tunescope.cli.output import progress_bar, say_differences
     from tunescope.experiments.running import run_experiment
     from tunescope.experiments.trackers import tracker as named
 
@@ -53,7 +53,7 @@ def run(
         finished = run_experiment(
             experiment, out, folder=file.parent, tracker=run_tracker, progress=bar,
             executor="ray" if workers is not None else "vllm" if where.executor == "vllm" else "local", workers=workers,
-            engine_settings=where.engine_settings,
+            engine_settings=where.engine_settings, say=lambda sentence: say_differences([sentence]),
         )  # fmt: skip
     _print(finished, as_json)
 

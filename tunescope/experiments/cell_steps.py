@@ -74,8 +74,11 @@ def _results(folders: dict[str, Kept]) -> Callable[[str], Any]:
 
 
 def _same_models(run: Run, spec: PairSpec, pair: Any) -> None:
-    """Refuse to go on with other weights than those a killed run began with."""
-    file = run.file(f"models/{config_hash(spec.plain())[:10]}.json")
+    """Refuse to go on with other weights than those a killed run began with; write down what differs beside them."""
+    name = f"{config_hash(spec.plain())[:10]}.json"
+    beside, file = run.file(f"differences/{name}"), run.file(f"models/{name}")
+    if not beside.is_file():
+        write_sealed(beside, {pair.tuned.identity.name: pair.differences.sentences()})
     now = plain({role: model.identity.to_dict() for role, model in pair.models.items()})
     if not file.is_file():
         write_sealed(file, now)
@@ -91,3 +94,11 @@ def _same_models(run: Run, spec: PairSpec, pair: Any) -> None:
 def read_models(path: Path) -> dict[str, Any]:
     """The identities of a pair, as the run keeps them."""
     return read_sealed(path, "delete it, and the same command writes it again")
+
+
+def read_differences(run: Run) -> list[str]:
+    """What differs between the models of each pair beside their weights; of several pairs with the tuned one's name."""
+    files = sorted(run.file("differences").glob("*.json"))
+    pairs = [item for path in files for item in read_sealed(path, "delete it and run again").items()]
+    named = len(pairs) > 1
+    return [f"{tuned}: {sentence}" if named else sentence for tuned, said in pairs for sentence in said]

@@ -49,6 +49,7 @@ class Materials:
         self.whole: set[Path] = set()
         """Folders of steps whose files were hashed, or written, since these materials were made."""
         self._pair: tuple[PairSpec, ModelPair] | None = None
+        self._said: list[PairSpec] = []
         self._organisms: dict[tuple[str, int], organisms.Organism] = {}
         self._prompts: dict[str, Prompts] = {}
         self._results: dict[str, Any] = {}
@@ -73,7 +74,8 @@ class Materials:
             if self._where.executor == "vllm":  # one engine as long as the pair is held
                 self._engine.enter_context(self._where.on(pair))
             self._pair = (spec, pair)
-            if self._say is not None:
+            if self._say is not None and spec not in self._said:
+                self._said.append(spec)
                 for sentence in pair.differences.sentences():
                     self._say(sentence)
         return self._pair[1]

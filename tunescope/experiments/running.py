@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from tunescope.experiments.cell_steps import do_step, next_key, read_models
+from tunescope.experiments.cell_steps import do_step, next_key, read_differences, read_models
 from tunescope.experiments.materials import Materials, file_hash, files_named
 from tunescope.experiments.references import pairs_reading
 from tunescope.experiments.schema import Experiment
@@ -48,6 +48,7 @@ def run_experiment(
     executor: Literal["local", "ray", "vllm"] = "local",
     workers: int | None = None,
     engine_settings: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Finished:
     """Run every cell into one run (kind ``experiment``) at ``out``, or resume there.
 
@@ -56,6 +57,7 @@ def run_experiment(
     ``executor="ray"`` shares the steps of all cells out over ``workers`` processes of a Ray cluster that see the run's
     folder (default: one per GPU, else per CPU); the numbers are those of one process. ``executor="vllm"`` lets vLLM,
     opened with ``engine_settings``, write the texts of every step and read how likely texts are.
+    ``say`` hears what differs between the models beside their weights, in sentences.
 
     Raises :class:`UserError` for what a step refuses (naming the cell and the step) and when ``out`` holds another
     experiment, other inputs or another version's results.
@@ -64,7 +66,7 @@ def run_experiment(
     where = Placement(workers, "vllm" if executor == "vllm" else "local", engine_settings)
     bar, report = progress or Silent(), tracker or untracked()
     grid = cells(experiment)
-    materials = Materials(Path(folder), bar, where=where)
+    materials = Materials(Path(folder), bar, say, where)
     beside = {**book_of(grid, materials), **where.settings()}
     config = {**run_config(experiment, grid, materials), **beside}
     target = place(experiment, out, beside)
@@ -80,6 +82,9 @@ def run_experiment(
 
                     do_steps(run, grid, materials, workers, bar)
                 _all_cells(run, experiment, grid, materials, bar)
+        elif say is not None:
+            for sentence in read_differences(run):
+                say(sentence)
         metrics = run.read_table("tables/metrics")
         _tracked(report, run, experiment, grid, metrics)
     except UserError:

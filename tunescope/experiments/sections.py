@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tunescope.experiments import steps
+from tunescope.experiments.cell_steps import read_differences
 from tunescope.experiments.schema import Experiment
 from tunescope.experiments.step_folder import Kept
 from tunescope.experiments.sweeping import Cell, scalar
@@ -28,7 +29,7 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], folders: Sequen
     run.write_table("tables/cells", _cells_table(grid))
     effects = _effects(experiment, metrics)
     run.write_table("tables/effects", effects)
-    sections = [_overview(experiment, grid, has_effects=bool(len(effects)))]
+    sections = [_overview(experiment, grid, read_differences(run), has_effects=bool(len(effects)))]
     for name, step in experiment.steps.items():
         own = [by_step[name] for by_step in folders]
         tables = _step_tables(name, grid, own)
@@ -43,7 +44,9 @@ def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], folders: Sequen
     run.write_json("sections", sections)
 
 
-def _overview(experiment: Experiment, grid: Sequence[Cell], *, has_effects: bool) -> dict[str, Any]:
+def _overview(
+    experiment: Experiment, grid: Sequence[Cell], differences: Sequence[str], *, has_effects: bool
+) -> dict[str, Any]:
     cells = "One cell" if len(grid) == 1 else f"{len(grid)} cells"
     swept = f" over {', '.join(experiment.sweep)}" if experiment.sweep else ""
     meaning = (
@@ -51,7 +54,8 @@ def _overview(experiment: Experiment, grid: Sequence[Cell], *, has_effects: bool
         "recipe. All numbers of all steps are in tables/metrics.parquet."
     )
     text = f"{cells}{swept}; {counted(len(experiment.steps), 'step')}." + (f" {meaning}" if has_effects else "")
-    text = f"{experiment.about}\n\n{text}" if experiment.about else text
+    beside = f"Beside their weights: {' '.join(differences)}" if differences else ""
+    text = "\n\n".join(part for part in (experiment.about, text, beside) if part)
     tables = (["cells"] if len(grid) > 1 else []) + ["effects" if has_effects else "metrics"]
     return {"title": experiment.name, "text": text, "tables": tables, "figures": []}
 

@@ -26,7 +26,7 @@ _ALIASED = 10
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of booleans and numbers: ``off`` and ``1:30`` are words, ``010`` is ten, ``1e-3`` a number."""
+    """YAML 1.2's idea of booleans and numbers: ``off`` and ``1:30`` are words, ``1e-3`` a number, ``007`` refused."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -91,6 +91,11 @@ def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
     digits = str(loader.construct_scalar(node))
     if not _INT.match(digits) or len(digits) > _DIGITS:
         raise ConstructorError(None, None, f"{digits[:20]!r} is no whole number of at most 300 digits", node.start_mark)
+    if str(int(digits)) != digits:  # an answer or a label may be meant as it stands there
+        raise ConstructorError(
+            None, None, f"{digits!r} is {int(digits)} as a number: write that, or put it in quotes if it is text",
+            node.start_mark,
+        )  # fmt: skip
     return int(digits)
 
 

@@ -6,12 +6,14 @@ PEFT ignores tensors for modules the base lacks and fails cryptically on other s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
+from workbench.bounded import matching
 from workbench.errors import UserError
 from workbench.models import checkpoints
 from workbench.models.sources import Source
@@ -19,6 +21,16 @@ from workbench.models.sources import Source
 _ROOT = "base_model.model."
 _TOKEN_PARTS = ("token_adapter", "trainable_tokens")
 _CACHE_NAME = re.compile(r"models--(.+?)/snapshots/")
+_CHOICES = (
+    "target_modules", "exclude_modules", "modules_to_save", "target_parameters", "layers_to_transform",
+    "layers_pattern",
+)  # fmt: skip
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "target_parameters")
+_BY_PATTERN = ("rank_pattern", "alpha_pattern")
+_PLAIN_NAME = re.compile(r"[\w.\-]*")
+_MORE_MODULES = ("target_parameters", "ensure_weight_tying", "layer_replication")
+"""Settings by which PEFT adapts modules that ``target_modules`` does not name."""
+_LORA_PART = re.compile(r"(embedding_)?[AB](\.|$)")
 # PEFT renames and fuses these itself when it loads an adapter saved before transformers fused the experts
 _CONVERTED = re.compile(r"(^|\.)(experts|block_sparse_moe)(\.|$)")
 
@@ -57,6 +69,32 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
     return name_notes(adapter, base_name)
 
 
+def check_patterns(adapter: Source, modules: list[str]) -> None:
+    """Raises UserError where regular expressions of the adapter do not come to an end on the names of ``modules``."""
+    given = [adapter.config.get(name) for name in _PATTERNS]
+    given += [list(found) for name in _BY_PATTERN if isinstance(found := adapter.config.get(name), dict)]
+    texts = [text for one in given for text in (one if isinstance(one, list) else [one]) if isinstance(text, str)]
+    patterns = [text for text in texts if not _PLAIN_NAME.fullmatch(text)]
+    if patterns and matching(patterns, modules) != "fine":
+        raise UserError(
+            f"{adapter.name} names its modules by a regular expression ({patterns[0][:60]!r}) that does not come to an "
+            "end: write the names in adapter_config.json, or use another adapter."
+        )
+
+
+def unread_notes(adapter: Source) -> tuple[str, ...]:
+    """A sentence for people where PEFT leaves tensors of the adapter out."""
+    if checkpoints.is_pickle_only(adapter.files, adapter=True):
+        return ()
+    unread = passed_over(adapter, checkpoints.stored_tensors(adapter.local(), adapter=True))
+    if not unread:
+        return ()
+    return (
+        f"{len(unread)} tensors of the adapter {adapter.name} are not asked for by its adapter_config.json "
+        f"({unread[0]}): PEFT leaves them out, and they change nothing.",
+    )
+
+
 def name_notes(adapter: Source, base_name: str) -> tuple[str, ...]:
     """A sentence for people when an adapter that fits ``base_name`` says it was trained on another base."""
     if adapter.base_name is None or same_name(adapter.base_name, base_name):
@@ -82,6 +120,55 @@ def loaded_by_peft(name: str) -> str | None:
     ``original_module``, the trained one under its wrapper's name and under its own) and reads the last.
     """
     return None if ".original_module." in name or ".modules_to_save." in name else name
+
+
+def passed_over(adapter: Source, stored: Iterable[str]) -> list[str]:
+    """Stored tensors that PEFT does not read, as the adapter's config does not ask for them: they change nothing.
+
+    Those are names without PEFT's prefix, modules that the config does not target, and parts of a LoRA that it has not
+    (magnitudes without DoRA). What a config of wrong types means is left to PEFT.
+    """
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[adapter.config["peft_type"]]
+    unread = []
+    for name in stored:
+        if loaded_by_peft(name) is None:
+            continue
+        if not name.startswith("base_model."):
+            unread.append(name)
+            continue
+        module, mark, part = name.removeprefix(_ROOT).partition(f".{prefix}")
+        if not mark or module == _ROOT.split(".")[0]:
+            continue  # whole weights, and what all modules share (a vector bank)
+        if module.startswith("base_model.") or not (_is_targeted(adapter, module) and _is_part(adapter, part)):
+            unread.append(name)
+    return unread
+
+
+def is_targeted(config: Mapping[str, Any], module: str) -> bool:
+    """Whether an adapter's config asks for ``module``, by PEFT's own rule; True where its types are wrong."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    named = {name: config.get(name) for name in _CHOICES}
+    if named["target_modules"] in (None, "all-linear"):
+        return True
+    try:
+        return bool(check_target_module_exists(SimpleNamespace(**named), module))
+    except (TypeError, ValueError, AttributeError, NameError, re.error):
+        return True
+
+
+def _is_targeted(adapter: Source, module: str) -> bool:
+    if _CONVERTED.search(module) or any(adapter.config.get(name) for name in _MORE_MODULES):
+        return True
+    return is_targeted(adapter.config, module.replace(".base_layer", ""))
+
+
+def _is_part(adapter: Source, part: str) -> bool:
+    if adapter.config["peft_type"] != "LORA" or _LORA_PART.match(part):
+        return True
+    return part.startswith("magnitude_vector") and bool(adapter.config.get("use_dora"))
 
 
 def _parts(adapter: Source, stored: Mapping[str, checkpoints.StoredTensor]) -> Iterator[_Part]:
@@ -123,7 +210,7 @@ def _misfit(part: _Part, module: nn.Module | None) -> str | None:
     if size is None or part.role not in _EXPECTED:
         return None
     axis, of = _EXPECTED[part.role]
-    if shape[axis] == size[of]:
+    if len(shape) > axis and shape[axis] == size[of]:
         return None
     return f"{where} and the base's weight there is {list(size)}"
 

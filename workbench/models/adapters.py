@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.bounded import matching
 from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
-from workbench.models.adapter_fit import check_fit
+from workbench.models.adapter_fit import check_fit, check_patterns
 from workbench.models.adapter_layers import adapter_layers, bare_module, base_tensors
 from workbench.models.quantized import without_cpu_packing
 from workbench.models.sources import Source
@@ -53,7 +52,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
             "or load the base afresh."
         )
     name = base_name or str(getattr(hf, "name_or_path", "") or type(hf).__name__)
-    _check_patterns(source, hf)
+    check_patterns(source, [module for module, _ in hf.named_modules()])
     check_fit(source, hf, name)
     own = _stored_base_weights(source, hf)
     try:
@@ -65,7 +64,7 @@ def attach_adapter(hf: Any, source: Source, *, base_name: str = "") -> Any:
                 peft_model = PeftModel.from_pretrained(
                     hf, str(source.local()), ADAPTER_NAME, torch_device=str(hf.device)
                 )
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, re.error) as error:
         detach_adapters(hf)
         raise UserError(f"PEFT cannot put {source.name} on {name}: {_gist(error)}") from error
     for warning in caught:
@@ -100,25 +99,6 @@ def _tensor_at(hf: Any, path: str) -> Tensor | None:
         return getattr(hf.get_submodule(module), name, None)
     except AttributeError:
         return None
-
-
-_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "target_parameters")
-_PLAIN_NAME = re.compile(r"[\w.\-]*")
-
-
-def _check_patterns(source: Source, hf: Any) -> None:
-    """Refuse an adapter whose regular expressions do not come to an end on the names of this model's modules."""
-    settings = [source.config.get(name) for name in _PATTERNS]
-    named = [source.config.get(name) for name in ("rank_pattern", "alpha_pattern")]
-    settings += [list(patterns) for patterns in named if isinstance(patterns, dict)]
-    listed = [setting if isinstance(setting, list) else [setting] for setting in settings]
-    texts = [text for texts in listed for text in texts if isinstance(text, str)]
-    patterns = [text for text in texts if not _PLAIN_NAME.fullmatch(text)]
-    if patterns and matching(patterns, [name for name, _ in hf.named_modules()]) != "fine":
-        raise UserError(
-            f"{source.name} names its modules by a regular expression ({patterns[0][:60]!r}) that does not come to an "
-            "end: write the names in adapter_config.json, or use another adapter."
-        )
 
 
 def _attach_offloaded(hf: Any, source: Source) -> Any:
@@ -158,6 +138,8 @@ def _attach_offloaded(hf: Any, source: Source) -> Any:
 
 
 def _gist(message: Any) -> str:
+    if isinstance(message, KeyError):
+        return f"its files lack {message}, which its config asks for"
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     # torch heads a list of mismatches with a line that says nothing
     text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(message).__name__

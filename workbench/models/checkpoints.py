@@ -201,6 +201,22 @@ def check_depth(config: Mapping[str, Any], tensors: Collection[str], where: str)
         )
 
 
+def lacking(where: str, missing: Sequence[str]) -> str:
+    """The sentence for a checkpoint without weights that its config asks for."""
+    return (
+        f"{where} lacks {len(missing)} weights its config asks for ({missing[0]}), which would be random: save the "
+        "checkpoint again, with the config it was trained with."
+    )
+
+
+def other_shape(name: str, stored: Sequence[int], wanted: Sequence[int]) -> str:
+    """The sentence for a stored weight of another shape than the config gives it."""
+    return (
+        f"{name} is {list(stored)} in the files and {list(wanted)} by its config.json; put the config and the weights "
+        "of one model together."
+    )
+
+
 def _wrapper_in(name: str) -> str | None:
     parts = name.split(".")
     outer = next((place for place, part in enumerate(parts) if part not in _OUTER), 0)
@@ -229,3 +245,26 @@ def stored_tensors(folder: Path, *, adapter: bool = False) -> dict[str, StoredTe
                 view = file.get_slice(name)
                 tensors[name] = StoredTensor(name, str(view.get_dtype()), tuple(view.get_shape()), path)
     return tensors
+
+
+def doubled_tensors(folder: Path) -> dict[str, list[str]]:
+    """Tensor -> the shards that hold it, of those that stand in more than one; the loader takes the last one's."""
+    places: dict[str, list[str]] = {}
+    files = weight_files(folder)
+    for path in files if len(files) > 1 else []:
+        with opened(path) as file:
+            for name in file.keys():
+                places.setdefault(name, []).append(path.name)
+    return {name: shards for name, shards in places.items() if len(shards) > 1}
+
+
+def about_doubled(folder: Path, where: str) -> tuple[str, ...]:
+    """A sentence where a tensor stands in several shards."""
+    doubled = doubled_tensors(folder)
+    if not doubled:
+        return ()
+    name, shards = next(iter(doubled.items()))
+    return (
+        f"{where} holds {len(doubled)} tensors in more than one of its shards ({name} in {', '.join(shards)}): the "
+        f"one of the last shard ({shards[-1]}) is read, as transformers does.",
+    )

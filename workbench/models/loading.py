@@ -212,10 +212,7 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         raise UserError(f"transformers could not load {source.name}: {said}") from error
     if missing := sorted(info["missing_keys"]):
         _check_stored(source, folder)
-        raise UserError(
-            f"{source.name} lacks {len(missing)} weights its config asks for ({missing[0]}), which would be "
-            "random: save the checkpoint again, with the config it was trained with."
-        )
+        raise UserError(checkpoints.lacking(source.name, missing))
     model.config.return_dict = True  # how its forward hands over what it computed, which is no part of the model
     return model
 
@@ -243,10 +240,7 @@ def _other_shape(source: Source, folder: Path) -> str | None:
     wanted = _wanted(source)
     for name, tensor in checkpoints.stored_tensors(folder).items():
         if name in wanted and tuple(wanted[name].shape) != tensor.shape and quantization(source.config) is None:
-            return (
-                f"{name} is {list(tensor.shape)} in the files and {list(wanted[name].shape)} by its config.json; "
-                "put the config and the weights of one model together."
-            )
+            return checkpoints.other_shape(name, tensor.shape, wanted[name].shape)
     return None
 
 

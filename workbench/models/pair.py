@@ -13,9 +13,9 @@ from workbench.cards import card, columns
 from workbench.engine.hub import hub_of
 from workbench.engine.selfcheck import self_check
 from workbench.errors import UserError, unknown_name
-from workbench.models import adapters
+from workbench.models import adapters, checkpoints
 from workbench.models.adapted import AdaptedModel, Role
-from workbench.models.adapter_fit import name_notes
+from workbench.models.adapter_fit import name_notes, unread_notes
 from workbench.models.attachments.attachment import Attachment, Switch
 from workbench.models.attachments.stored import attached_identity, attachment_of, attachment_source
 from workbench.models.differences import Differences, compare
@@ -207,7 +207,7 @@ def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any
     before = adapters.snapshot_base(hf)
     peft_model = adapters.attach_adapter(hf, tuned, base_name=base.name)
     reason = adapters.rewrites_base(peft_model, before)
-    notes = name_notes(tuned, base.name)
+    notes = name_notes(tuned, base.name) + unread_notes(tuned)
     if reason is None:
         return _Parts(peft_model, peft_model, peft_model, notes)
     if base.kind is Kind.LOADED:
@@ -275,7 +275,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
     own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
     base_words = words if parts.adapter is not None or parts.attachment is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
-    notes += _about_rows(words, *map(embedding_rows, bare)) + _about_attention(base, tuned)
+    notes += _about_rows(words, *map(embedding_rows, bare)) + _about_attention(base, tuned) + _about_shards(base, tuned)
     differences = compare(
         bare[0].config, bare[1].config, base_words, words,
         base_model=bare[0], tuned_model=bare[1], own_base_tok=own_words, notes=parts.notes + notes,
@@ -333,6 +333,13 @@ def _about_rows(words: Any, base: int, tuned: int) -> tuple[str, ...]:
         return ()
     padding = readable_padding(words, min(base, tuned))
     return unreadable_tokens(words, {"base": base, "tuned": tuned}) + (() if padding is None else (padding,))
+
+
+def _about_shards(base: Source, tuned: Source) -> tuple[str, ...]:
+    """Which of several tensors of one name was read."""
+    folders = [one for one in (base, tuned) if one.kind is Kind.MODEL and one.gguf is None]
+    readable = [one for one in folders if not checkpoints.is_pickle_only(one.files, adapter=False)]
+    return tuple(said for one in readable for said in checkpoints.about_doubled(one.local(), one.name))
 
 
 def _about_attention(base: Source, tuned: Source) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from workbench.errors import NotSupported
+from workbench.errors import NotSupported, UserError
 from workbench.models import checkpoints
 from workbench.models.digests import FolderDigests, digest
 from workbench.models.loading import quantization
@@ -46,11 +46,15 @@ class StoredModel:
         """Name in the loaded model -> reader of the weight, in the dtype it is stored in.
 
         Raises NotInFiles for quantized weights: what they stand for is known once they are loaded; UserError where
-        not even the config tells.
+        not even the config tells, and for files that lack weights their config asks for or hold them in other shapes.
         """
         if (how := quantization(self.source.config)) is not None:
             raise NotInFiles(f"{self.source.name} holds quantized weights ({how})")
         checkpoints.check_unpacked(self.digests.tensors, self.source.name)
+        if self.plan.missing:
+            raise UserError(checkpoints.lacking(self.source.name, self.plan.missing))
+        for name, (stored, wanted) in self.plan.misshapen.items():
+            raise UserError(f"{self.source.name}: {checkpoints.other_shape(name, stored, wanted)}")
         return {
             name: partial(self._read, conversion, name)
             for conversion in self.plan.conversions

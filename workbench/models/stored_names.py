@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,6 +80,31 @@ class LoadPlan:
     @cached_property
     def _all_planned(self) -> list[Conversion]:
         return [] if self.shape is None else [self._planned(key, parts) for key, parts in self._grouped.items()]
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Weights that the config asks for and no stored tensor gives, which loading would fill with random numbers."""
+        if self.shape is None:
+            return []
+        there = {name for one in self._all_planned for name in one.loaded}
+        shared = {name for name, own in self.tied.items() if own in there or name in there}
+        passed_over = getattr(self.shape, "_keys_to_ignore_on_load_missing", None) or ()
+        return sorted(
+            name
+            for name in self.shape.state_dict().keys() - there - shared
+            if not any(re.search(pattern, name) for pattern in passed_over)
+        )
+
+    @cached_property
+    def misshapen(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Loaded weight -> its shape in the files and by the config, where they differ."""
+        wanted = {} if self.shape is None else self.shape.state_dict()
+        return {
+            name: (list(shape), list(wanted[name].shape))
+            for one in self._all_planned
+            for name, shape in zip(one.loaded, one.shapes, strict=True)
+            if tuple(wanted[name].shape) != tuple(shape)
+        }
 
     @cached_property
     def unused(self) -> tuple[str, ...]:

@@ -238,8 +238,14 @@ def _messages(turns: Any, where: str) -> tuple[Message, ...]:
     for number, turn in enumerate(turns):
         if not is_message(turn) or not isinstance(turn["role"], str):
             raise UserError(f"{where}: message {number} needs a 'role' (text) and a 'content'.")
-        if isinstance(turn["content"], str):
-            text_or_refuse(turn["content"], f"{where}, message {number}")
+        content = turn["content"]
+        if isinstance(content, str):
+            text_or_refuse(content, f"{where}, message {number}")
+        elif not isinstance(content, list | tuple) and not (content is None and turn.get("tool_calls")):
+            raise UserError(
+                f"{where}: the content of message {number} is {type(content).__name__} ({content!r}), which a chat "
+                "template would write out as if it were text; write it as text."
+            )
     return tuple({str(key): value for key, value in turn.items()} for turn in turns)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -59,6 +60,52 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
             "give plain prompts, or a model with a chat template."
         )
     _check_template(tokenizer)
+    text = _with_parts(turns, tokenizer)
+    for turn in turns:
+        content = turn["content"]
+        if turn["role"] == "system" and isinstance(content, str) and content.strip() not in text:
+            raise UserError(
+                "The chat template leaves the system turn out; put its text into the first user turn instead."
+            )
+    return text
+
+
+def _with_parts(turns: Sequence[Message], tokenizer: Any) -> str:
+    """The chat through the template, which may not know turns that are lists of parts: it then gets their text."""
+    lists = [turn["content"] for turn in turns if _is_list(turn["content"])]
+    if not lists:
+        return _through_template(turns, tokenizer)
+    as_python = [str(one) for parts in lists for one in (parts, *(part for part in parts if isinstance(part, Mapping)))]
+    try:
+        text = _through_template(turns, tokenizer)
+    except UserError:
+        text = ""
+    if text and not any(written in text for written in as_python):
+        return text
+    joined = [_joined(turn) for turn in turns]
+    if any(_is_list(turn["content"]) for turn in joined):
+        raise UserError(
+            "A message holds parts that are no text, and this tokenizer's chat template does not know them; give its "
+            "text alone."
+        )
+    return _through_template(joined, tokenizer)
+
+
+def _joined(turn: Message) -> Message:
+    """A turn of text parts with their text as its content; any other as it is."""
+    content = turn["content"]
+    parts = content if _is_list(content) else []
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return turn
+    return {**turn, "content": "\n".join(map(str, texts))}
+
+
+def _is_list(content: Any) -> bool:
+    return isinstance(content, list | tuple)
+
+
+def _through_template(turns: Sequence[Message], tokenizer: Any) -> str:
     continued = turns[-1]["role"] == "assistant"
     try:
         text: str = tokenizer.apply_chat_template(
@@ -69,12 +116,6 @@ def chat_text(turns: tuple[Message, ...], tokenizer: Any) -> str:
         )
     except _RAISED as error:
         raise UserError(f"The chat template refuses its messages: {str(error) or type(error).__name__}") from error
-    for turn in turns:
-        content = turn["content"]
-        if turn["role"] == "system" and isinstance(content, str) and content.strip() not in text:
-            raise UserError(
-                "The chat template leaves the system turn out; put its text into the first user turn instead."
-            )
     return text
 
 

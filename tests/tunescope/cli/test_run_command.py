@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,32 @@ def test_a_tensor_from_a_file_beside_the_yaml(file: Path, tmp_path: Path) -> Non
     save_file({"v": torch.zeros(64)}, file.parent / "v.safetensors")
     again = CLI.invoke(app, ["run", str(other), "--out", str(tmp_path / "run"), "--json"])
     assert again.exit_code == 1 and "'files.v.safetensors'" in str(again.exception)
+
+
+SIDE_BY_SIDE = {
+    "generation_config.json": ({"repetition_penalty": 1.3}, "repetition_penalty: None in the base, 1.3 in the tuned"),
+    "config.json": ({"rms_norm_eps": 0.25}, "config's rms_norm_eps differs: 1e-06 in the base, 0.25 in the tuned"),
+    "tokenizer_config.json": ({"chat_template": "{{ messages[0].content }}"}, "The chat templates differ"),
+}
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_what_differs_beside_the_weights_is_said_and_stays_in_the_report(file: Path, tmp_path: Path, name: str) -> None:
+    changed, sentence = SIDE_BY_SIDE[name]
+    for side in ("base", "tuned"):
+        shutil.copytree(file.parent / side, tmp_path / side)
+    own = tmp_path / "tuned" / name
+    own.write_text(json.dumps({**json.loads(own.read_text()), **changed}))
+    (tmp_path / "x.yaml").write_text(TEXT.split("sweep:")[0])
+    for _ in ("run", "finished already"):
+        done = CLI.invoke(app, ["run", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"), "--json"])
+        assert done.exit_code == 0, done.exception
+        assert done.stderr.count(sentence) == 1 and sentence not in done.stdout
+    told = runs.open(tmp_path / "run").read_json("sections")
+    assert sentence in told[0]["text"]
+
+
+def test_nothing_is_said_of_two_models_that_differ_in_weights_alone(file: Path, tmp_path: Path) -> None:
+    (file.parent / "alike.yaml").write_text(TEXT.split("sweep:")[0])
+    done = CLI.invoke(app, ["run", str(file.parent / "alike.yaml"), "--out", str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0 and "differ" not in done.stderr, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tunescope.experiments import Experiment
 from tunescope.experiments.materials import file_hash
 from tunescope.experiments.yaml_text import read_yaml
+from workbench import bounded
 from workbench.bounded import matching, rendering
 from workbench.errors import UserError
 
@@ -43,8 +45,15 @@ def test_it_is_refused_in_one_sentence(text: str, message: str) -> None:
 
 
 def test_numbers_are_read_as_written() -> None:
-    found: Any = read_yaml("[010, 1:30, 1_000, 0x1F, off, 1e3, &a 7, *a]", "x")
-    assert found == [10, "1:30", "1_000", "0x1F", "off", 1000.0, 7, 7]
+    found: Any = read_yaml("[1:30, 1_000, 0x1F, off, 1e3, &a 7, *a, 0, -3]", "x")
+    assert found == ["1:30", "1_000", "0x1F", "off", 1000.0, 7, 7, 0, -3]
+
+
+@pytest.mark.parametrize("digits", ["007", "010", "+5", "-0", "00"])
+def test_a_number_that_may_be_meant_as_text_is_asked_about(digits: str) -> None:
+    with pytest.raises(UserError, match=rf"'{re.escape(digits)}' is -?\d+ as a number: write that, or put it"):
+        read_yaml(f"answer: {digits}", "x")
+    assert read_yaml(f"answer: '{digits}'", "x") == {"answer": digits}
 
 
 def test_a_folder_given_as_a_file_is_not_hashed(tmp_path: Path) -> None:
@@ -59,3 +68,8 @@ def test_patterns_and_templates_without_end_are_told_in_time() -> None:
     assert rendering("{% for m in messages %}{{ m.content }}{% endfor %}", values, 10**6) == "fine"
     doubling = "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
     assert rendering(doubling, values, 10**6) == "too large"
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_busy_makes_no_pattern_endless() -> None:
+    assert bounded._tried("import time; time.sleep(16)", {}) == "fine"

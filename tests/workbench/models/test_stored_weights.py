@@ -304,3 +304,58 @@ def test_a_head_stored_beside_embeddings_that_it_is_tied_to_is_read_as_it_is_loa
     assert (wanted > 1) == (apart and side != "both")
     pair = wb.load_pair(*given.values(), tokenizer=tokenizer())
     assert changes(probes.weight_delta(pair)).get("lm_head.weight", 0.0) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_tensor_in_two_shards_is_told_and_read_as_transformers_does(
+    folders: tuple[Path, Path], tmp_path: Path, later: bool
+) -> None:
+    bad = saved(tuned_copy(tiny_model("llama")), tmp_path / "shards", max_shard_size="100KB")
+    shards = sorted(bad.glob("model-*.safetensors"))
+    first, last = load_file(shards[0]), load_file(shards[-1])
+    name = next(iter(last)) if later else next(iter(first))
+    (first if later else last)[name] = (last if later else first)[name] + 1.0
+    save_file(first, shards[0], metadata={"format": "pt"})
+    save_file(last, shards[-1], metadata={"format": "pt"})
+    right = dict(tf.AutoModelForCausalLM.from_pretrained(bad).named_parameters())[name]
+    moved = float((right - dict(tiny_model("llama").named_parameters())[name]).norm())
+    from_files = probes.weight_delta(folders[0], bad)
+    pair = wb.load_pair(folders[0], bad)
+    for result in (from_files, probes.weight_delta(pair)):
+        assert changes(result).get(key_of(name), 0.0) == pytest.approx(moved, abs=1e-4)
+    for said in (" ".join(from_files.notes), " ".join(pair.differences.sentences())):
+        assert f"1 tensors in more than one of its shards ({name} in {shards[0].name}, {shards[-1].name})" in said
+
+
+UNLOADABLE: dict[str, tuple[Callable[[Stored], Stored], str]] = {
+    "a weight is absent": (
+        lambda stored: {name: t for name, t in stored.items() if "layers.1.mlp.up_proj" not in name},
+        r"lacks 1 weights its config asks for \(model\.layers\.1\.mlp\.up_proj",
+    ),
+    "the head is absent": (
+        lambda stored: {name: t for name, t in stored.items() if "lm_head" not in name}, r"lacks 1 .*\(lm_head",
+    ),
+    "an adapter's prefix": (
+        lambda stored: {f"base_model.model.{name}": t for name, t in stored.items()}, "lacks 30 weights"
+    ),
+    "another model's prefix": (
+        lambda stored: {f"language_model.{name}": t for name, t in stored.items()}, "lacks 30 weights"
+    ),
+    "another shape": (
+        lambda stored: {name: t.T if "up_proj" in name else t for name, t in stored.items()},
+        r"up_proj\.weight is \[64, 96\] in the files and \[96, 64\] by its config",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNLOADABLE)
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_files_that_do_not_make_the_model_of_their_config_are_refused_unloaded_too(
+    folders: tuple[Path, Path], tmp_path: Path, what: str, side: str
+) -> None:
+    edit, said = UNLOADABLE[what]
+    bad = edited(folders[side == "tuned"], tmp_path / "bad", edit)
+    given = (bad, folders[1]) if side == "base" else (folders[0], bad)
+    for call in (probes.weight_delta, wb.load_pair):
+        with pytest.raises(UserError, match=said):
+            call(*given)

@@ -63,11 +63,10 @@ def test_what_both_sides_read_is_compared_on_the_common_ids(pair: wb.ModelPair) 
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_told(wrong: float) -> None:
+@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj", "layers.1.self_attn.q_proj", "layers.0.self_attn.o_proj"])
+def test_weights_that_are_no_numbers_are_told(wrong: float, name: str) -> None:
     base = tiny_model("llama")
     broken = tuned_copy(base)
-    broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = wrong
+    broken.model.get_submodule(name).weight.data[0, 0] = wrong
     result = probes.weight_delta(wb.load_pair(base, broken, tokenizer=tokenizer()))
-    assert (
-        "1 weights hold NaN or infinite entries in one of the models (layers.1.mlp.up_proj.weight)" in result.summary()
-    )
+    assert f"1 weights hold NaN or infinite entries in one of the models ({name}.weight)" in result.summary()

@@ -90,6 +90,37 @@ def test_what_is_shown_of_a_chat_is_what_the_user_says_last() -> None:
     assert [row.shown for row in Prompts.of([chat, parts, "plain"])] == ["three", "look <image>", "plain"]
 
 
+ITEMS = "{% for m in messages %}{% for part in m['content'] %}<{{ part['text'] }}>{% endfor %}{% endfor %}"
+ADDED = "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "read"),
+    [(TEMPLATE, "<bos>[user] look\nhere\n[assistant] "), (ADDED, "[user] look\nhere"), (ITEMS, "<look><here>")],
+)
+def test_a_turn_of_parts_is_read_as_its_text_whatever_the_template_knows(template: str, read: str) -> None:
+    parts = [{"type": "text", "text": "look"}, {"type": "text", "text": "here"}]
+    row = Prompts.of([[{"role": "user", "content": parts}]])[0]
+    assert render(row, with_template(template)) == read
+
+
+def test_parts_that_are_no_text_are_not_written_out() -> None:
+    parts = [{"type": "text", "text": "look"}, {"type": "image", "url": "x.png"}]
+    with pytest.raises(UserError, match="parts that are no text"):
+        render(Prompts.of([[{"role": "user", "content": parts}]])[0], with_template())
+
+
+@pytest.mark.parametrize("content", [None, 5, True, {"text": "x"}])
+def test_content_that_is_no_text_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match="content of message 0 is"):
+        Prompts.of([[{"role": "user", "content": content}]])
+
+
+def test_a_call_of_a_tool_needs_no_content() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    assert len(Prompts.of([[{"role": "user", "content": "x"}, call, {"role": "tool", "content": "5"}]])) == 1
+
+
 def test_what_the_model_reads_can_be_looked_at() -> None:
     model = AdaptedModel(tiny_model("llama"), with_template())
     found = model.reads(["the fox", [{"role": "user", "content": "a dog"}]])
