@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from probes.call_settings import of_recording
 from probes.effects.panel import interval_of
 from probes.representation.cells import PromptRows, cells_of
-from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
+from probes.representation.classifier import FEWEST, Kind, classes_of, dealt_folds, held_out_right
 from probes.resampling import cluster_means, shuffled_labels, units_of
 from probes.results import ProbeResult
 from probes.scored import paired_p, with_q
@@ -87,7 +87,7 @@ class ProbeSuite(ProbeResult):
         "One Adapter for All Programming Languages? Adapter Tuning for Code Search and Summarization",
     ),
     records=Recorded(sites=("resid_post",)),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model; a probe per cell, class and fold",
     example="--labels topic --by language",
 )
