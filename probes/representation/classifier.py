@@ -2,7 +2,7 @@
 
 Linear probes are one logistic regression per class (one against the rest) with :mod:`probes.linear.logistic`; the class
 of the largest logit is the answer. Features wider than there are rows are first turned into as many coordinates as
-there are rows (their principal axes without centring), which changes no fit of an L2-penalised linear probe.
+there are rows (along an orthonormal basis of the rows), which changes no fit of an L2-penalised linear probe.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def compact(x: Float[Tensor, "cell row d"]) -> Float[Tensor, "cell row k"]:
     """The same rows in at most as many coordinates as there are rows; distances and products stay."""
     if x.shape[2] <= x.shape[1]:
         return x
-    values, vectors = torch.linalg.eigh(torch.bmm(x, x.mT).double())
-    return (vectors * values.clamp_min(0).sqrt()[:, None]).to(x.dtype)
+    return torch.linalg.qr(x.mT, mode="r").R.mT
 
 
 def held_out_right(
