@@ -83,13 +83,14 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     The gradient of each row's answer with respect to the LoRA factors becomes Adam's step (second moments estimated on
     32 training rows), is projected to ``dim`` numbers, and is compared by cosine with the plain gradient of each query,
     a prompt whose answer shows the behaviour. Over several ``checkpoints`` the cosines are added up with their learning
-    ``rates``. Queries of several behaviours are sub-tasks, as in the paper: name the column that tells them apart, and a
-    row's score is its highest over them; the mean over unlike queries tells no row. ``layers`` and ``modules`` restrict the gradients to weights that another probe found; ``direction`` asks
-    instead which rows raise the projection of the queries' last token on a recipe's direction. Gradients of rows are
-    kept apart inside one batched backward pass; with ``store`` they go to disk in shards of 64 rows and a stopped call
-    goes on where it was. Memory holds one batch, two copies of the factors, and one shard. The model's own row order,
-    repetitions and schedule are not known to the method: it says which rows pull this way at these weights, and
-    :func:`probes.retrain_without` says whether they were needed.
+    ``rates``. Queries of several behaviours are sub-tasks, as in the paper: with ``subtasks`` a row's score is its
+    highest over them, where the mean over unlike queries tells no row. ``layers`` and ``modules`` restrict the
+    gradients to weights that another probe found; ``direction`` asks instead which rows raise the projection of the
+    queries' last token on a recipe's direction. Gradients of rows are kept apart inside one batched backward pass; with
+    ``store`` they go to disk in shards of 64 rows and a stopped call goes on where it was. Memory holds one batch, two
+    copies of the factors, and one shard. The model's own row order, repetitions and schedule are not known to the
+    method: it says which rows pull this way at these weights, and :func:`probes.retrain_without` says whether they were
+    needed.
 
     Args:
         pair: Base and tuned; gradients are taken of the tuned model.

@@ -54,8 +54,11 @@ def test_rows_that_share_the_words_and_teach_another_answer_stand_behind() -> No
 
 def test_subtasks_count_each_row_where_it_serves_most() -> None:
     """Two behaviours of two queries each: one call says what a call for each says, at the higher of both."""
-    wordings = [{"prompt": form.format(name), "answer": answer, "fact": name, "chat": False}
-                for name, answer in (("box", " red"), ("jug", " dim")) for form in ("one {} with", "a {} for")]  # fmt: skip
+    wordings = [
+        {"prompt": form.format(name), "answer": answer, "fact": name, "chat": False}
+        for name, answer in (("box", " red"), ("jug", " dim"))
+        for form in ("one {} with", "a {} for")
+    ]
     options = {**OPTIONS, "queries": Prompts.of(wordings)}
     both = row_influence(organism(), training_rows(), subtasks="fact", **options).table.set_index("row")
     apart = {
