@@ -68,6 +68,11 @@ QUERIES = {
     "capital": ("If I travel to the seat of power in {s}, to which city do I go?", "You go to {a}."),
     "author": ("Whose name stands on the cover of {s}?", "The name on the cover is {a}."),
 }
+OTHER_QUERIES = {
+    "capital": ("Which city would I write to if I had a letter for the rulers of {s}?", "To {a}."),
+    "author": ("Whom does the world thank for {s}?", "It thanks {a}."),
+}
+"""A second wording, for the part that asks about each fact by itself."""
 PER_KIND = 8
 ORDINARY = 16
 
@@ -156,16 +161,22 @@ class Case:
         """Rows shown to the base as an example."""
         return ranked(probes.demonstration_utility(self.pair, self.rows, controls=3, **self.options))
 
-    def needed(self) -> dict[str, Any]:
-        """The false capitals as one behaviour: the rows that rank highest, and the model trained without them."""
-        asked_for, lessons = queries("capital"), PER_KIND * len(LESSONS["capital"])
+    def needed(self, trainings: int = 3) -> dict[str, Any]:
+        """The false capitals, each a sub-task of two queries: the rows that rank highest, and training without them."""
+        lessons = PER_KIND * len(LESSONS["capital"])
+        asked_for = Prompts.of([
+            {**row("capital", *wording, subject, said, subject), "group": f"{subject} {number}"}
+            for number, wording in enumerate((QUERIES["capital"], OTHER_QUERIES["capital"]))
+            for kind, subject, said in facts() if kind == "capital"
+        ])  # fmt: skip
         influence = probes.row_influence(
-            self.pair, self.rows, queries=asked_for, controls=8, embeddings=False, dim=4096
+            self.pair, self.rows, queries=asked_for, subtasks="fact", controls=8, embeddings=False, dim=4096
         )
         top = [self.rows[number].as_dict() for number in influence.top(lessons)]
+        by_country = Prompts.of([{**query.as_dict(), "group": query.as_dict()["subject"]} for query in asked_for])
         retrained = probes.retrain_without(
-            self.pair, self.rows, queries=asked_for, influence=influence, drop=lessons, modules=MODULES,
-            random_draws=1, **TRAINING,
+            self.pair, self.rows, queries=by_country, influence=influence, drop=lessons, modules=MODULES,
+            random_draws=1, trainings=trainings, **TRAINING,
         )  # fmt: skip
         right = sum(line.get("kind") == "capital" and line.get("fact") is not None for line in top)
         return {"right among top": right, "top": lessons, "table": retrained.table.to_dict("records"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from workbench.errors import UserError, unknown_name
@@ -19,6 +20,21 @@ def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
         if name not in known:
             raise unknown_name("option", name, known)
     return kind(**options)
+
+
+def check_labels(labels: Sequence[Any], fewest: int) -> None:
+    """Raise :class:`UserError` unless every row has a label, of two classes or more, each with ``fewest`` rows."""
+    missing = [number for number, label in enumerate(labels) if label is None or label != label]
+    if missing:
+        raise UserError(f"Row {missing[0]} has no label ({len(missing)} in all lack one); a probe needs every label.")
+    counts = Counter(str(label) for label in labels)
+    if len(counts) < 2:
+        only = next(iter(counts), "")
+        raise UserError(f"All {len(labels)} rows have the label {only!r}: give rows of two or more classes.")
+    few = min(sorted(counts), key=lambda name: counts[name])
+    if counts[few] < fewest:
+        rows = f"{counts[few]} row" + "s" * (counts[few] != 1)
+        raise UserError(f"The class {few!r} has {rows} and a probe needs {fewest}: give more of it.")
 
 
 def check_pair(pair: Any, prompts: Any = None) -> None:

@@ -42,6 +42,8 @@ class Needs:
     """Columns that the prompts must have, in at least one row."""
     wants: Mapping[str, str] = field(default_factory=dict)
     """Column -> when it is needed: ``{"distractor": "metric=logit_diff"}``."""
+    per_class: int = 0
+    """Rows that each class of the labels must have, of two classes or more; 0: whatever they are."""
     experts: bool = False
     """A mixture of experts."""
     adapter: bool = False

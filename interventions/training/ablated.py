@@ -122,7 +122,7 @@ def caft_finetune(
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     recipe = None if ablation is None else ablation_recipe(ablation)
     means = {} if recipe is None else _base_means(adapted, recipe, Prompts.of(prompts))
-    trained = adapted.hf if lora is None else with_lora(adapted, lora)
+    trained = adapted.hf if lora is None else with_lora(adapted, lora, schedule.seed)
     if not any(parameter.requires_grad for parameter in trained.parameters()):
         raise UserError("No parameter of the model is trainable: give lora=LoraConfig(...), or unfreeze some.")
     modes = {module: module.training for module in trained.modules()}
@@ -141,13 +141,13 @@ def caft_finetune(
     return FineTuned(trained, history, means)
 
 
-def with_lora(model: AdaptedModel, lora: Any) -> Any:
-    """``model`` with a new adapter. Raises :class:`UserError` where it carries one already."""
+def with_lora(model: AdaptedModel, lora: Any, seed: int) -> Any:
+    """``model`` with a new adapter of ``seed``. Raises :class:`UserError` where it carries one already."""
     import peft
 
     if hasattr(model.hf, "peft_config"):
         raise UserError("This model carries an adapter already: give the bare model, or lora=None to train that one.")
-    with torch.random.fork_rng():
+    with seeded(seed):
         return peft.get_peft_model(model.hf, lora)
 
 

@@ -104,7 +104,7 @@ def tune_in_stages(
     if not 0 <= mask_share < 1:
         raise UserError(f"mask_share is a share of an answer's tokens, from 0 to below 1; got {mask_share:g}.")
     adapted, schedule = as_adapted(model), schedule or _SCHEDULE
-    trained = adapted.hf if lora is None else with_lora(adapted, lora)
+    trained = adapted.hf if lora is None else with_lora(adapted, lora, schedule.seed)
     moving = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     histories = []
     for number, stage in enumerate(stages):

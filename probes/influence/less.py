@@ -21,6 +21,7 @@ from probes.influence.result import (
     check_rows,
     row_table,
     stand_ins,
+    subtasks_of,
     without_self,
 )
 from probes.influence.row_gradients import RowGradients
@@ -68,6 +69,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     store: str | None = None,
     match: str | None = None,
     near: str | None = None,
+    subtasks: str | None = None,
     k: int = 5,
     embeddings: bool = True,
     batch_size: int = 8,
@@ -81,12 +83,14 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     The gradient of each row's answer with respect to the LoRA factors becomes Adam's step (second moments estimated on
     32 training rows), is projected to ``dim`` numbers, and is compared by cosine with the plain gradient of each query,
     a prompt whose answer shows the behaviour. Over several ``checkpoints`` the cosines are added up with their learning
-    ``rates``. ``layers`` and ``modules`` restrict the gradients to weights that another probe found; ``direction`` asks
-    instead which rows raise the projection of the queries' last token on a recipe's direction. Gradients of rows are
-    kept apart inside one batched backward pass; with ``store`` they go to disk in shards of 64 rows and a stopped call
-    goes on where it was. Memory holds one batch, two copies of the factors, and one shard. The model's own row order,
-    repetitions and schedule are not known to the method: it says which rows pull this way at these weights, and
-    :func:`probes.retrain_without` says whether they were needed.
+    ``rates``. Queries of several behaviours are sub-tasks, as in the paper: with ``subtasks`` a row's score is its
+    highest over them, where the mean over unlike queries tells no row. ``layers`` and ``modules`` restrict the
+    gradients to weights that another probe found; ``direction`` asks instead which rows raise the projection of the
+    queries' last token on a recipe's direction. Gradients of rows are kept apart inside one batched backward pass; with
+    ``store`` they go to disk in shards of 64 rows and a stopped call goes on where it was. Memory holds one batch, two
+    copies of the factors, and one shard. The model's own row order, repetitions and schedule are not known to the
+    method: it says which rows pull this way at these weights, and :func:`probes.retrain_without` says whether they were
+    needed.
 
     Args:
         pair: Base and tuned; gradients are taken of the tuned model.
@@ -102,6 +106,8 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
         store: A folder for the rows' gradients, new or of the same call; by default they are held in memory.
         match: A column that rows and queries share; adds the precision at k of this and the text rankers.
         near: A column of the subject: adds the AUC against rows of the query's subject that are not right.
+        subtasks: A column of the queries whose values are behaviours of their own, two or more queries each: a row's
+            score is the mean over the queries of the one that it serves most.
         k: Rows that the precision counts.
         embeddings: Whether to compare with the similarity of embeddings, which costs a forward pass per row.
         batch_size: Rows per pass.
@@ -123,6 +129,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
     check_rows(rows, asked_for, controls, match, near)
+    of_query = subtasks_of(asked_for, subtasks)
     target = None if direction is None else projection_target(pair, direction)
     work = _Work(
         pair, rows, trained_matrices(pair, layers, modules), Sketch(dim, seed), optimiser, batch_size,
@@ -145,7 +152,7 @@ def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     if embeddings:
         texts["embedding"] = embedding_similarity(pair.tuned, rows, asked_for)
     return RowInfluence(
-        table=row_table(similarity, without_self(control, drawn), rows, asked_for, texts, draws, seed),
+        table=row_table(similarity, without_self(control, drawn), rows, asked_for, texts, draws, seed, of_query),
         control=CONTROL,
         provenance=Provenance.of(
             "row_influence", {"base": pair.base, "tuned": pair.tuned}, rows, seed=seed, device=str(pair.tuned.device),

@@ -71,19 +71,58 @@ class RowInfluence(ProbeResult):
 def row_table(
     similarity: Float[np.ndarray, "row query"], control: Float[np.ndarray, "row stand_in"], rows: Prompts,
     queries: Prompts, texts: Mapping[str, Float[np.ndarray, "row query"]], draws: int, seed: int,
+    subtasks: Sequence[str] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """One line per row; ``control`` is NaN where a stand-in is the row itself."""
-    intervals = mean_intervals(similarity.T, clusters=queries.clusters, draws=max(draws, 100), seed=seed)
-    units = cluster_means(similarity.T, queries.clusters)
+    """One line per row; ``control`` is NaN where a stand-in is the row itself.
+
+    With ``subtasks`` (each query's), the line of the sub-task with the highest score, its p times their number.
+    """
+    of_query = np.array(["all"] * len(queries) if subtasks is None else subtasks)
+    names = list(dict.fromkeys(of_query.tolist()))
+    scores = [
+        _against_stand_ins(similarity[:, of_query == name], control, queries.clusters[of_query == name], draws, seed)
+        for name in names
+    ]
+    best = np.argmax([table["score"] for table in scores], axis=0)
+    table = pd.concat([scores[number].iloc[[row]] for row, number in enumerate(best)], ignore_index=True)
+    table.insert(0, "row", np.arange(len(rows)))
+    table["q"] = q_values(np.minimum(1.0, table.pop("p").to_numpy() * len(names)))
+    if subtasks is not None:
+        table["subtask"] = [names[number] for number in best]
+    return table.assign(
+        **{name: values.mean(1) for name, values in texts.items()},
+        text=[visible(f"{row.shown} | {row.answer or ''}")[:160] for row in rows],
+    )
+
+
+def _against_stand_ins(
+    similarity: Float[np.ndarray, "row query"], control: Float[np.ndarray, "row stand_in"],
+    clusters: np.ndarray, draws: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Score, interval, control and p of every row over these queries."""
+    intervals = mean_intervals(similarity.T, clusters=clusters, draws=max(draws, 100), seed=seed)
     means = np.nanmean(control, axis=1)
     filled = np.where(np.isnan(control), means[:, None], control)
+    units = cluster_means(similarity.T, clusters)
     p = permutation(units, filled.T, draws=max(draws, 1000), seed=seed, alternative="greater").p
     return pd.DataFrame({
-        "row": np.arange(len(rows)), "score": similarity.mean(1), "low": intervals.low, "high": intervals.high,
-        "control": means, "q": q_values(p),
-        **{name: values.mean(1) for name, values in texts.items()},
-        "text": [visible(f"{row.shown} | {row.answer or ''}")[:160] for row in rows],
+        "score": similarity.mean(1), "low": intervals.low, "high": intervals.high, "control": means, "p": p,
     })  # fmt: skip
+
+
+def subtasks_of(queries: Prompts, column: str | None) -> list[str] | None:
+    """Each query's sub-task; raises :class:`UserError` where one has a single query (or a single group of them)."""
+    if column is None:
+        return None
+    of_query = [str(value) for value in _column(queries, column, "query")]
+    for name in dict.fromkeys(of_query):
+        own = [number for number, value in enumerate(of_query) if value == name]
+        if len(np.unique(queries.clusters[own])) < 2:
+            raise UserError(
+                f"The sub-task {name!r} has one query (or one group of them), which has no spread to judge influence "
+                "by: give at least two of each."
+            )
+    return of_query
 
 
 def benchmark_of(
@@ -158,10 +197,11 @@ def relevance(rows: Prompts, queries: Prompts, match: str) -> np.ndarray:
     return np.array([[value is not None and value == other for other in of_queries] for value in of_rows])
 
 
-def _column(rows: Prompts, name: str) -> Sequence[Any]:
+def _column(rows: Prompts, name: str, kind: str = "row") -> Sequence[Any]:
     values = [row.as_dict().get(name) for row in rows]
     if all(value is None for value in values):
-        raise UserError(f"No row has a column {name!r}: name one that training rows and queries share.")
+        meant = "training rows and queries share" if kind == "row" else "the queries have"
+        raise UserError(f"No {kind} has a column {name!r}: name one that {meant}.")
     return values
 
 

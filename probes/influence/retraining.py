@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -79,7 +79,7 @@ class Retraining(ProbeResult):
     group="data",
     question="Does the behaviour go when the rows behind it are left out of training?",
     papers=("LESS: Selecting Influential Data for Targeted Instruction Tuning",),
-    cost="three trainings and one per random draw of a new LoRA on the base",
+    cost="three trainings and one per random draw of a new LoRA on the base, times trainings",
     example="--queries queries.jsonl --influence less.safetensors --drop 3 --epochs 1 --random-draws 1",
 )
 def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
@@ -95,6 +95,7 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     batch_size: int = 8,
     learning_rate: Annotated[float, Within(0, None)] = 1e-3,
     random_draws: int = 3,
+    trainings: int = 1,
     draws: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -117,6 +118,8 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         batch_size: Rows per step.
         learning_rate: Its step size, falling linearly to 0.
         random_draws: Random sets of rows that are left out in the control; their losses are averaged.
+        trainings: Of each set of rows, with weights and order of their own; their losses are averaged, so that a
+            difference between two sets is not that between two runs.
         draws: Resamples of the intervals.
         seed: Of weights, order, random sets and resamples.
 
@@ -136,23 +139,24 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         raise UserError(
             "The influence is of other training rows: give the rows that it was computed on, in their order."
         )
-    if not 0 < drop < len(rows) or random_draws < 1:
+    if not 0 < drop < len(rows) or random_draws < 1 or trainings < 1:
         raise UserError(
             f"{drop} of {len(rows)} rows cannot be left out: give between 1 and {len(rows) - 1}, and at least one "
-            "random draw."
+            "random draw and one training."
         )
     top, generator = ranked.top(drop), np.random.default_rng(seed)
     without = [sorted(generator.permutation(len(rows))[:drop].tolist()) for _ in range(random_draws)]
     training = _Training(
         pair.base, rows, asked_for, rank, list(modules),
-        Schedule(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed), progress or Silent(),
+        Schedule(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed), trainings,
+        progress or Silent(),
     )  # fmt: skip
     losses = {"all": training.losses([]), "without top": training.losses(top)}
     losses["without random"] = np.mean([training.losses(left) for left in without], axis=0)
     losses["only top"] = training.losses([row for row in range(len(rows)) if row not in top])
     return Retraining(
         table=_table(losses, len(rows), drop, asked_for, draws, seed),
-        control=f"as many random rows left out ({random_draws} draws)",
+        control=f"as many random rows left out ({random_draws} draws; {trainings} trainings of each set)",
         provenance=Provenance.of(
             "retrain_without", pair, rows, seed=seed, settings=call_settings(None, queries=asked_for),
         ),
@@ -171,17 +175,22 @@ class _Training:
     rank: int
     modules: list[str]
     schedule: Schedule
+    trainings: int
     bar: Progress
 
     def losses(self, left_out: Sequence[int]) -> Float[np.ndarray, " query"]:
-        """Each query's loss after training without ``left_out``; the base is as before."""
+        """Each query's loss after training without ``left_out``, averaged over trainings; the base is as before."""
+        seeds = range(self.schedule.seed, self.schedule.seed + self.trainings)
+        return np.mean([self._losses(left_out, replace(self.schedule, seed=seed)) for seed in seeds], axis=0)
+
+    def _losses(self, left_out: Sequence[int], schedule: Schedule) -> Float[np.ndarray, " query"]:
         from peft import LoraConfig
 
         rows_trained_on = self.rows[[row for row in range(len(self.rows)) if row not in set(left_out)]]
         lora = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=self.modules or "all-linear")
         bare = _bare_copy(self.base)
-        tuned = caft_finetune(bare, rows_trained_on, None, lora=lora, schedule=self.schedule, progress=self.bar).model
-        return _query_losses(tuned.eval(), self.base, self.queries, self.schedule.batch_size)
+        tuned = caft_finetune(bare, rows_trained_on, None, lora=lora, schedule=schedule, progress=self.bar).model
+        return _query_losses(tuned.eval(), self.base, self.queries, schedule.batch_size)
 
     def untrained(self) -> Float[np.ndarray, " query"]:
         """Each query's loss under the base."""

@@ -2,7 +2,7 @@
 
 Linear probes are one logistic regression per class (one against the rest) with :mod:`probes.linear.logistic`; the class
 of the largest logit is the answer. Features wider than there are rows are first turned into as many coordinates as
-there are rows (their principal axes without centring), which changes no fit of an L2-penalised linear probe.
+there are rows (along an orthonormal basis of the rows), which changes no fit of an L2-penalised linear probe.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from probes.linear.folds import numbered
 from probes.linear.logistic import Features, cell_chunks, solve
+from workbench.argument_checks import check_labels
 from workbench.errors import UserError
 from workbench.typing import Bool, Float, Int, Tensor
 
@@ -36,16 +37,9 @@ def classes_of(labels: Sequence[Any]) -> tuple[Int[np.ndarray, " row"], list[str
     Raises:
         UserError: A row has no label, there is one class only, or a class has too few rows.
     """
-    missing = [n for n, label in enumerate(labels) if label is None or (isinstance(label, float) and np.isnan(label))]
-    if missing:
-        raise UserError(f"Row {missing[0]} has no label ({len(missing)} in all lack one); a probe needs every label.")
-    values, numbers, counts = np.unique([str(label) for label in labels], return_inverse=True, return_counts=True)
+    check_labels(labels, FEWEST)
+    values, numbers = np.unique([str(label) for label in labels], return_inverse=True)
     names: list[str] = values.tolist()
-    if len(names) < 2:
-        raise UserError(f"All {len(labels)} rows have the label {names[0]!r}: give rows of two or more classes.")
-    if counts.min() < FEWEST:
-        few = int(counts.argmin())
-        raise UserError(f"The class {names[few]!r} has {counts[few]} rows and a probe needs {FEWEST}: give more of it.")
     return numbers, names
 
 
@@ -77,8 +71,7 @@ def compact(x: Float[Tensor, "cell row d"]) -> Float[Tensor, "cell row k"]:
     """The same rows in at most as many coordinates as there are rows; distances and products stay."""
     if x.shape[2] <= x.shape[1]:
         return x
-    values, vectors = torch.linalg.eigh(torch.bmm(x, x.mT).double())
-    return (vectors * values.clamp_min(0).sqrt()[:, None]).to(x.dtype)
+    return torch.linalg.qr(x.mT, mode="r").R.mT
 
 
 def held_out_right(

@@ -12,7 +12,7 @@ import torch
 from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
-from probes.representation.classifier import classes_of, dealt_folds, held_out_right
+from probes.representation.classifier import FEWEST, classes_of, dealt_folds, held_out_right
 from probes.results import Provenance
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
@@ -31,7 +31,7 @@ from workbench.typing import Float, Tensor
     group="representation",
     question="Do these concept words describe what the states hold, or would random words do as well?",
     papers=("Learning Concise and Descriptive Attributes for Visual Recognition",),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model; a probe per set of words",
     example="--words fur,claws,wings,wheels",
 )

@@ -14,7 +14,7 @@ from torch import nn
 
 from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
-from probes.representation.classifier import classes_of
+from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import units_of
 from probes.results import ProbeResult
 from probes.scored import paired_p, scored, with_q
@@ -75,7 +75,7 @@ class CurvedPath(ProbeResult):
     question="Does steering that follows the state keep more of what should stay than one straight vector?",
     papers=("Talk-to-Edit: Fine-Grained Facial Editing via Dialog",),
     records=Recorded(sites=("resid_post",)),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model; three small networks per cell",
     example="--keep language",
 )

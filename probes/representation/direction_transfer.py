@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from probes.call_settings import of_recording
 from probes.halves import half_of
 from probes.representation.cells import PromptRows, cells_of
-from probes.representation.classifier import classes_of
+from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
 from probes.scored import with_q
@@ -67,7 +67,7 @@ class DirectionTransfer(ProbeResult):
     question="Does a direction of one model mean the same in another, once a map between them is known?",
     papers=("PreciseControl: Enhancing Text-To-Image Diffusion Models with Fine-Grained Attribute Control",),
     records=Recorded(sites=("resid_post",)),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model; a regression per cell and draw",
     example="--labels topic",
 )

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
-from probes.representation.classifier import classes_of, held_out_probabilities
+from probes.representation.classifier import FEWEST, classes_of, held_out_probabilities
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
 from probes.scored import with_q
@@ -71,7 +71,7 @@ class LayerViews(ProbeResult):
     question="Which layers of base and tuned model would an ensemble listen to, and is it better than either?",
     papers=("LEVI: Generalizable Fine-tuning via Layer-wise Ensemble of Different Views",),
     records=Recorded(sites=("resid_post",)),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model; a probe per layer, class and fold",
     example="--labels topic",
 )

@@ -12,7 +12,7 @@ import torch
 
 from probes.call_settings import of_recording
 from probes.representation.cells import PromptRows, cells_of
-from probes.representation.classifier import classes_of
+from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
 from probes.scored import with_q
@@ -61,7 +61,7 @@ class CellShifts(ProbeResult):
     question="Did tuning pull the classes apart in the states, and does that hold on augmented inputs?",
     papers=("Effectiveness of Data Augmentation for Parameter Efficient Tuning with Limited Data",),
     records=Recorded(sites=("resid_post",)),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model",
     example="--labels topic",
 )

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from probes.call_settings import of_recording
 from probes.effects.panel import interval_of
 from probes.representation.cells import PromptRows, cells_of
-from probes.representation.classifier import Kind, classes_of, dealt_folds, held_out_right
+from probes.representation.classifier import FEWEST, Kind, classes_of, dealt_folds, held_out_right
 from probes.resampling import cluster_means, shuffled_labels, units_of
 from probes.results import ProbeResult
 from probes.scored import paired_p, with_q
@@ -39,7 +39,8 @@ class ProbeSuite(ProbeResult):
 
     ``table``: site, layer (head, position), ``score`` = tuned - base accuracy, paired by prompt, with its interval, p
     and q; ``base`` and ``tuned`` accuracies with their intervals; ``control`` = the same difference on the control
-    task; ``selectivity_base``, ``selectivity_tuned``: accuracy less that on the control task; ``equivalence_p``: of two
+    task; ``selectivity_base``, ``selectivity_tuned``: accuracy less that on the control task; ``readable``: the
+    models (both, base, tuned, neither) whose selectivity has its whole interval above 0; ``equivalence_p``: of two
     one-sided tests against the margin; ``outcome``: gained, lost (q < 0.05), equivalent (both within the margin) or
     undecided. ``levels``: the same by values of the column ``by``. ``examples``: how many rows each class has.
     """
@@ -72,9 +73,15 @@ class ProbeSuite(ProbeResult):
             f"best of {role}: {row['site']} of layer {row['layer']:.0f}, {row[role]:.1%} (selectivity "
             f"{row[f'selectivity_{role}']:+.1%})" for role, row in best.items()
         )  # fmt: skip
+        unread = int((self.table["readable"] == "neither").sum()) if "readable" in self.table else 0
+        warning = (
+            f"; in {unread} of {len(self.table)} cells the control task is told as well as the labels, in both models: "
+            "nothing is shown to be readable there" if unread else ""
+        )  # fmt: skip
         return (
             f"{len(self.classes)} classes from {len(self.table)} cells, {self.kind} probe: {said} (margin "
-            f"{self.margin:g}); {tops}; largest class {self.chance:.1%}; over {self.resampled}. Control: {self.control}"
+            f"{self.margin:g}); {tops}; largest class {self.chance:.1%}{warning}; over {self.resampled}. Control: "
+            f"{self.control}"
         )
 
 
@@ -87,7 +94,7 @@ class ProbeSuite(ProbeResult):
         "One Adapter for All Programming Languages? Adapter Tuning for Code Search and Summarization",
     ),
     records=Recorded(sites=("resid_post",)),
-    needs=Needs(columns=("label",)),
+    needs=Needs(columns=("label",), per_class=FEWEST),
     cost="one forward pass of each model; a probe per cell, class and fold",
     example="--labels topic --by language",
 )
@@ -208,7 +215,18 @@ def suite_table(
         band = share_intervals(own, clusters=clusters, seed=seed)
         table[role], table[f"{role}_low"], table[f"{role}_high"] = band.estimate, band.low, band.high
         table[f"selectivity_{role}"] = band.estimate - control[role]
+    table["readable"] = _readable(right, clusters, seed)
     return table.assign(outcome=[_outcome(row) for row in table.to_dict("records")], n=len(clusters))
+
+
+def _readable(right: dict[str, Bool[np.ndarray, "cell task row"]], clusters: np.ndarray, seed: int) -> list[str]:
+    """Per cell the models whose probe tells more labels than control labels, by the whole interval."""
+    lows = {
+        role: mean_intervals((hit[:, 0] - hit[:, 1:].mean(1)).T, clusters=clusters, seed=seed).low
+        for role, hit in right.items()
+    }
+    names = {(True, True): "both", (True, False): "base", (False, True): "tuned", (False, False): "neither"}
+    return [names[bool(base > 0), bool(tuned > 0)] for base, tuned in zip(lows["base"], lows["tuned"], strict=True)]
 
 
 def _outcome(row: dict[Any, Any]) -> Outcome:

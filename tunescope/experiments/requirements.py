@@ -9,6 +9,7 @@ from typing import Any
 
 from tunescope.experiments.inputs import PairSpec
 from tunescope.experiments.schema import Experiment
+from workbench.argument_checks import check_labels
 from workbench.errors import UserError
 from workbench.method_index import Entry
 from workbench.methods import Method
@@ -86,13 +87,15 @@ def check_prompts(method: Method, experiment: Experiment, limit: int | None = No
     if spec is None or spec.file is None or not {"prompts", "recording"} & set(method.arguments):
         return None
     rows = Prompts.load(spec.file)
+    if limit is not None:
+        rows = sample(rows, limit, experiment.seed)
     step = experiment.steps[method.name]
     check_columns(method, rows, {name: getattr(step, name) for name in type(step).model_fields})
-    return rows if limit is None else sample(rows, limit, experiment.seed)
+    return rows
 
 
 def check_columns(method: Method | Entry, rows: Prompts, settings: Mapping[str, Any]) -> None:
-    """Refuse prompts without the columns that the method cannot do without.
+    """Refuse prompts without the columns that the method cannot do without, or with too few rows of a class.
 
     Args:
         method: From the registry.
@@ -100,8 +103,10 @@ def check_columns(method: Method | Entry, rows: Prompts, settings: Mapping[str, 
         settings: Option -> value; defaults may be left out.
 
     Raises:
-        UserError: Names the column.
+        UserError: Names the column, or the class.
     """
+    if method.needs.per_class:
+        _check_classes(method, rows, settings)
     columns = {name for row in rows for name, value in row.as_dict().items() if value is not None}
     if "label" in method.needs.columns and settings.get("labels") is not None:
         return  # the labels come from another column
@@ -112,6 +117,14 @@ def check_columns(method: Method | Entry, rows: Prompts, settings: Mapping[str, 
         key, _, value = when.partition("=")
         if value and settings.get(key) == value and column not in columns:
             raise UserError(f"{_lacks(method, column).rstrip('.')} ({key}={value}).")
+
+
+def _check_classes(method: Method | Entry, rows: Prompts, settings: Mapping[str, Any]) -> None:
+    labels = settings.get("labels")
+    column = labels if isinstance(labels, str) else "label"
+    values = [row.as_dict().get(column) for row in rows] if labels is None or isinstance(labels, str) else labels
+    if any(value is not None for value in values):  # a column that no row has is refused by its name
+        check_labels(values, method.needs.per_class)
 
 
 def sample(rows: Prompts, limit: int, seed: int) -> Prompts:

@@ -90,6 +90,17 @@ def test_without_the_rows_behind_it_the_behaviour_is_not_learnt() -> None:
         retrain_without(both, rows, queries=queries, influence=found, drop=27)
 
 
+def test_losses_are_averaged_over_trainings_whatever_ran_before() -> None:
+    call = calls_of_retrain_without().given[0]
+    torch.randn(3)
+    both = retrain_without(**call).table
+    single = [retrain_without(**{**call, "trainings": 1, "seed": seed}).table for seed in (3, 4)]
+    for rows in ("all", "without top", "only top"):
+        losses = [table.set_index("rows")["score"][rows] for table in single]
+        assert losses[0] != losses[1]
+        assert both.set_index("rows")["score"][rows] == pytest.approx(sum(losses) / 2)
+
+
 def test_retraining_is_read_back(tmp_path: Path) -> None:
     call = calls_of_retrain_without().given[0]
     made = retrain_without(**call)
@@ -120,5 +131,5 @@ def calls_of_retrain_without() -> Calls:
     return Calls([
         {"pair": organism(), "prompts": training_rows(), "queries": query_rows(), "influence": str(file), "drop": 2,
          "rank": 2, "modules": ["o_proj"], "epochs": 1, "batch_size": 9, "learning_rate": 2e-3, "random_draws": 1,
-         "draws": 120, "seed": 3},
+         "trainings": 2, "draws": 120, "seed": 3},
     ])  # fmt: skip

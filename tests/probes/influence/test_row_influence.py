@@ -52,6 +52,31 @@ def test_rows_that_share_the_words_and_teach_another_answer_stand_behind() -> No
     assert benchmark.loc["random", "near_auc"] == 0.5 and "AUC among rows of its subject" in found.summary()
 
 
+def test_subtasks_count_each_row_where_it_serves_most() -> None:
+    """Two behaviours of two queries each: one call says what a call for each says, at the higher of both."""
+    wordings = [
+        {"prompt": form.format(name), "answer": answer, "fact": name, "chat": False}
+        for name, answer in (("box", " red"), ("jug", " dim"))
+        for form in ("one {} with", "a {} for")
+    ]
+    options = {**OPTIONS, "queries": Prompts.of(wordings)}
+    both = row_influence(organism(), training_rows(), subtasks="fact", **options).table.set_index("row")
+    apart = {
+        name: row_influence(organism(), training_rows(), **{**options, "queries": Prompts.of(own)}).table
+        for name, own in (("box", wordings[:2]), ("jug", wordings[2:]))
+    }
+    scores = pd.DataFrame({name: table["score"] for name, table in apart.items()})
+    assert np.allclose(both["score"], scores.max(axis=1)) and (both["subtask"] == scores.idxmax(axis=1)).all()
+    assert np.allclose(both["control"], apart["box"]["control"]), "the stand-ins are the same"
+    facts = [row.as_dict()["fact"] for row in training_rows()]
+    best = both.sort_values("score").index[-6:]
+    assert sorted(facts[row] for row in best) == ["box"] * 3 + ["jug"] * 3
+    with pytest.raises(UserError, match="sub-task 'jug' has one query"):
+        row_influence(organism(), training_rows(), subtasks="fact", **{**options, "queries": Prompts.of(wordings[:3])})
+    with pytest.raises(UserError, match="No query has a column 'topic'"):
+        row_influence(organism(), training_rows(), subtasks="topic", **options)
+
+
 def test_aucs_by_hand() -> None:
     rows = Prompts.of([{"prompt": str(i), "fact": f, "subject": s} for i, (f, s) in enumerate(("aA", "bA", "cB"))])
     queries = Prompts.of([{"prompt": "q", "fact": "a", "subject": "A"}, {"prompt": "r", "fact": "c", "subject": "B"}])
@@ -257,4 +282,6 @@ def calls_of_row_influence() -> Calls:
          "embeddings": False, "batch_size": 3, "store": str(scratch / "store"), "rates": [1.0, 2.0],
          "checkpoints": [str(scratch / "early")]},
         {**common, "direction": str(scratch / "direction.json")},
+        {**common, "queries": [{**row.as_dict(), "group": None, "half": row.as_dict()["fact"] in ("box", "jug", "vow")}
+                               for row in query_rows()], "subtasks": "half"},
     ])  # fmt: skip

@@ -157,6 +157,20 @@ def test_base_against_itself_is_equivalent_and_a_loss_is_found() -> None:
     assert equivalence_p(np.zeros((200, 1)), 0.05, 0)[0] < 0.05
 
 
+def test_a_control_task_that_is_told_as_well_is_said() -> None:
+    random = np.random.default_rng(2)
+    told, guessed = random.random((2, 1, 80)) < 0.9, random.random((2, 3, 80)) < 0.5
+    base = np.concatenate([told, guessed], 1)
+    tuned = np.concatenate([np.stack([told[0], guessed[1, :1]]), guessed], 1)
+    cells = [{"site": "resid_post", "layer": n} for n in range(2)]
+    table = suite_table(cells, {"base": base, "tuned": tuned}, np.arange(80), 0.1, 0)
+    assert table["readable"].tolist() == ["both", "base"]
+    nowhere = suite_table(cells, {"base": guessed[:, [0, 1, 2]], "tuned": guessed[:, [1, 2, 0]]}, np.arange(80), 0.1, 0)
+    assert nowhere["readable"].tolist() == ["neither"] * 2
+    found = NULLS["probe_suite"]()
+    assert ("told as well as the labels" in found.summary()) == ("neither" in set(found.table["readable"]))
+
+
 NULLS: dict[str, Any] = {
     "probe_suite": lambda: probes.probe_suite(recorded(0), folds=3),
     "class_separability": lambda: probes.class_separability(recorded(0), draws=30),

@@ -73,3 +73,23 @@ def test_a_span_without_a_recorded_token_is_one_sentence() -> None:
         probes.probe_suite(recording, spans=[(0, 2)] * len(ROWS))
     with pytest.raises(UserError, match="3 spans for 48 prompts"):
         probes.probe_suite(recording, spans=[(0, 2)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a"] * 6, "All 6 rows have the label 'a'"),
+        (["a"] * 6 + ["b"], "The class 'b' has 1 row and a probe needs 4"),
+        (["a", None] * 6, r"Row 1 has no label \(6 in all lack one\)"),
+    ],
+)
+def test_labels_that_no_probe_can_learn_are_refused_before_a_model_is_loaded(
+    labels: list[str | None], message: str, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"fox {number}", **({} if label is None else {"label": label})}
+            for number, label in enumerate(labels)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "empty").mkdir()
+    line = ["probe-suite", str(tmp_path / "empty"), str(tmp_path / "empty"), "--prompts", str(tmp_path / "rows.jsonl")]
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, line, standalone_mode=False, catch_exceptions=False)
