@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import interventions as iv
 import probes
 import workbench as wb
 from probes.results import ProbeResult
@@ -55,11 +56,25 @@ def test_a_trainer_folder_is_read_in_the_order_of_its_steps(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("members", "scores", "said"),
-    [([], None, "empty"), (None, [1.0], "1 scores for 5"), (None, {"checkpoint-500": 1.0}, "no score for")],
+    [
+        ([], None, "empty"),
+        (None, [1.0], "1 scores for 5"),
+        (None, {"checkpoint-500": 1.0}, "no score for"),
+        (None, [0.1, "much", 0.3, 0.4, 0.5], "score of checkpoint-1000 is 'much'"),
+        (None, [0.1, float("inf"), 0.3, 0.4, 0.5], "score of checkpoint-1000 is inf"),
+        (None, [0.1, float("nan"), 0.3, 0.4, 0.5], "score of checkpoint-1000 is NaN"),
+    ],
 )
 def test_a_series_that_cannot_be_says_why(run: Path, members: Any, scores: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         wb.load_series(run / "base", run if members is None else members, scores=scores)
+    with pytest.raises(UserError, match="score of checkpoint-500 is inf"):
+        probes.series_profile(
+            run / "base",
+            str(run / "checkpoint-1000"),
+            checkpoints=[str(run / "checkpoint-500")],
+            scores=[float("inf"), 1],
+        )
     with pytest.raises(UserError, match="twice"):
         wb.load_series(run / "base", [run / "checkpoint-500", run / "checkpoint-500"])
     with pytest.raises(UserError, match="no fine-tune of this base"):
@@ -86,6 +101,12 @@ def test_the_layer_that_goes_with_the_scores_is_the_one_planted(run: Path, tmp_p
         assert float(row["change"].iloc[0]) == pytest.approx(by_hand**0.5, rel=1e-5)
     again = ProbeResult.load(result.save(tmp_path / "profile"))
     assert again.frame().equals(result.frame()) and "rho 1.00" in result.summary() and len(result.figure().data) == 5
+
+
+def test_scores_of_a_file_that_holds_no_list_are_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text("3")
+    with pytest.raises(UserError, match="The scores are 3: give a list"):
+        wb.load_series(run / "base", run, scores=tmp_path / "scores.json")
 
 
 def test_base_against_itself_moves_nothing(run: Path) -> None:
@@ -151,6 +172,18 @@ def test_merging_copies_is_the_copy_and_the_shuffled_control_is_not(
         assert torch.equal(value, state[name])
     with pytest.raises(UserError, match=r"Unknown rule 'tie'. Did you mean 'ties'"):
         probes.merge_test(pair, data, checkpoints=[again], rules=["tie"])
+
+
+def test_folders_of_full_models_are_merged_and_written_without_being_loaded(run: Path, tmp_path: Path) -> None:
+    base = wb.load_model(str(run / "base"), device="cpu", tokenizer=tokenizer())
+    vectors = probes.task_vectors(base, [str(run / f"checkpoint-{step}") for step in (500, 10000)])
+    assert list(vectors) == ["checkpoint-500", "checkpoint-10000"]
+    iv.uniform_soup(list(vectors.values())).save(base, tmp_path / "soup")
+    written = type(base.hf).from_pretrained(tmp_path / "soup").state_dict()
+    mean = [moved_by({0: 2.0, 1: 1.0 + place}).state_dict() for place in (0, 4)]
+    assert all(torch.allclose(value, (mean[0][name] + mean[1][name]) / 2, atol=1e-6) for name, value in written.items())
+    with pytest.raises(UserError, match="no fine-tune of this base"):
+        probes.task_vectors(base, [tiny_model("gpt2")])
 
 
 def test_a_lora_is_read_from_its_folder_as_an_update(tmp_path: Path) -> None:
