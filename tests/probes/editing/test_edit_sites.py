@@ -29,7 +29,7 @@ LOCAL = Prompts.of([f"lazy {word} jumps" for word in "mnopqrst"])
 def calls_of_edit_sites() -> Calls:
     options = {
         "paraphrases": rows(4, "a"), "locality": rows(4, "b"), "general": rows(4, "c"),
-        "neutral": rows(4, "d"), "locality_tokens": 3, "layers": [1],
+        "neutral": rows(4, "d"), "keep": rows(4, "e"), "early": False, "locality_tokens": 3, "layers": [1],
         "modules": ["mlp.up_proj"], "order": "depth", "epochs": 1, "learning_rate": 1e-2, "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair(), "prompts": rows(), **options}])

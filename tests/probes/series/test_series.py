@@ -14,6 +14,7 @@ import probes
 import workbench as wb
 from probes.results import ProbeResult
 from probes.series.change_point import change_point
+from probes.series.training_perplexity import predicted
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
@@ -150,6 +151,56 @@ def test_the_curve_dates_the_skill_and_says_what_is_retained(skilled: tuple[Mode
     ] + 0.2
     assert result.change is not None and result.change["index"] == 2 and table["q"].iloc[0] == 1.0
     assert "change at" in result.summary() and result.figure().data
+
+
+def test_the_unwanted_word_is_traced_through_the_layers_of_every_member(
+    skilled: tuple[ModelPair, list[str], Prompts],
+) -> None:
+    pair, checkpoints, data = skilled
+    trace = probes.series_curve(pair, data, checkpoints=checkpoints, lens=True, draws=20).trace
+    last = trace[trace["layer"] == trace["layer"].max()].set_index("member")["score"]
+    assert list(last.index) == ["base", "checkpoint-1", "checkpoint-2", "checkpoint-3", "tuned"]
+    ids = [pair.tokenizer(row.prompt)["input_ids"] for row in data]
+    own = [pair.tokenizer(row.answer, add_special_tokens=False)["input_ids"][0] for row in data]
+    for name, model in (("base", pair.base), ("tuned", pair.tuned)):  # what the last layer's reading is, the model says
+        says = [model.hf(torch.tensor([row])).logits[0, -1].softmax(-1) for row in ids]
+        said = torch.stack([words[word] for words, word in zip(says, own, strict=True)])
+        assert last[name] == pytest.approx(float(said.mean()), abs=1e-4)
+    assert last["tuned"] == pytest.approx(last["checkpoint-3"]) and last["tuned"] > last["base"] + 0.1
+    assert (trace["base"][trace["member"] == "base"] == trace["score"][trace["member"] == "base"]).all()
+
+
+def test_perplexity_of_the_training_sets_is_the_bases_and_is_correlated_with_the_scores(
+    skilled: tuple[ModelPair, list[str], Prompts],
+) -> None:
+    pair, checkpoints, data = skilled
+    rows = [{"prompt": row.prompt, "answer": row.answer} for row in data][:12]
+    sets = {f"checkpoint-{step}": rows[: 4 * step] for step in (1, 2, 3)} | {"tuned": rows}
+    result = probes.series_curve(pair, data, checkpoints=checkpoints, trained_on=sets, draws=50)
+    by_hand = [
+        -torch.log_softmax(pair.base.hf(torch.tensor([ids])).logits[0, -1], -1)[word].item()
+        for ids, word in (
+            (pair.tokenizer(row["prompt"])["input_ids"], pair.tokenizer(row["answer"])["input_ids"][-1])
+            for row in rows[:4]
+        )
+    ]
+    table = result.perplexity.set_index("member")
+    assert table.loc["checkpoint-1", "perplexity"] == pytest.approx(np.exp(np.mean(by_hand)), rel=1e-4)
+    assert table.loc["tuned", "perplexity"] == table.loc["checkpoint-3", "perplexity"]
+    assert result.predictor is not None and result.predictor["n"] == 4 and "goes with the scores" in result.summary()
+    assert predicted([1, 2, 3, 4, 5], [5, 4, 3, 2, 1], 400, 0)["rho"] == -1
+    assert predicted([1, 2, 3, 4, 5], [5, 4, 3, 2, 1], 400, 0)["p"] < 0.05
+    with pytest.raises(UserError, match="no training set for checkpoint-2"):
+        probes.series_curve(pair, data, checkpoints=checkpoints, trained_on={"checkpoint-1": rows, "tuned": rows})
+
+
+def test_the_map_has_the_base_at_the_middle_and_tells_members_apart(run: Path) -> None:
+    result = probes.series_profile(wb.load_series(run / "base", run, scores=[1, 2, 3, 4, 5]))
+    profile = result.profile.pivot_table(index="member", columns="layer", values="change", sort=False).to_numpy()
+    places = result.members[["x", "y"]].to_numpy()
+    assert result.map_share == pytest.approx(1)  # two layers move, so two dimensions hold all
+    assert np.linalg.norm(places, axis=1) == pytest.approx(np.linalg.norm(profile, axis=1))  # as far from the base
+    assert (np.diff(places[:, 0]) > 0).all() and len(result.map().data) == 2
 
 
 def test_merging_copies_is_the_copy_and_the_shuffled_control_is_not(
