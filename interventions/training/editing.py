@@ -143,7 +143,7 @@ class Edit:
         self, model: AdaptedModel, masks: Masks, facts: Sequence[Example], schedule: Schedule, progress: Progress
     ) -> tuple[dict[str, float], ...]:
         return MaskedTraining(model, masks, schedule).run(
-            [*facts, *self.kept],
+            [*facts, *(reply for reply in self.kept if reply.answer)],
             answer_loss,
             until=(lambda: bool(written_right(model, facts).all())) if self.early else None,
             progress=progress,

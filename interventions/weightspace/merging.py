@@ -90,7 +90,8 @@ def stock_ratio(changes: Sequence[Float[Tensor, "*shape"]]) -> float:
     """
     n = len(changes)
     _check_two(n)
-    lengths, products = [], {}
+    lengths: list[float] = []
+    products: dict[tuple[int, int], float] = {}
     for place in range(n):
         change = changes[place]
         lengths.append(math.sqrt(_product(change, change)))
