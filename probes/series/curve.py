@@ -23,6 +23,8 @@ from workbench.prompts.collection import Prompts
 from workbench.typing import Float
 
 _FEWEST_STEPS = 4
+TRACE = ["member", "layer", "score", "low", "high", "base"]
+PERPLEXITY = ["member", "perplexity", "low", "high", "rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class SeriesCurve(ProbeResult):
     """
 
     change: dict[str, float] | None
-    trace: pd.DataFrame = field(default_factory=pd.DataFrame)
-    perplexity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    trace: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=TRACE))
+    perplexity: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PERPLEXITY))
     predictor: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
 
@@ -129,12 +131,12 @@ def series_curve(
         watch.advance()
         asked_of[name] = _Asked.of(answers, task, vector)
     watch.finish()
-    trace = _trace(answers, task, vectors, clusters, seed) if lens else pd.DataFrame()
+    trace = _trace(answers, task, vectors, clusters, seed) if lens else pd.DataFrame(columns=TRACE)
     final = list(asked_of.values())[-1]
     table = pd.DataFrame([
         {"module": name, **_measures(member, base, final, clusters, seed)} for name, member in asked_of.items()
     ])  # fmt: skip
-    perplexity = pd.DataFrame() if sets is None else perplexities(pair.base, sets)
+    perplexity = pd.DataFrame(columns=PERPLEXITY) if sets is None else perplexities(pair.base, sets)
     return SeriesCurve(
         table=with_q(table, keep_p=False),
         control="the base, on the same prompts",

@@ -153,6 +153,7 @@ def test_the_curve_dates_the_skill_and_says_what_is_retained(skilled: tuple[Mode
     assert "change at" in result.summary() and result.figure().data
 
 
+@torch.no_grad()
 def test_the_unwanted_word_is_traced_through_the_layers_of_every_member(
     skilled: tuple[ModelPair, list[str], Prompts],
 ) -> None:
@@ -170,6 +171,7 @@ def test_the_unwanted_word_is_traced_through_the_layers_of_every_member(
     assert (trace["base"][trace["member"] == "base"] == trace["score"][trace["member"] == "base"]).all()
 
 
+@torch.no_grad()
 def test_perplexity_of_the_training_sets_is_the_bases_and_is_correlated_with_the_scores(
     skilled: tuple[ModelPair, list[str], Prompts],
 ) -> None:
