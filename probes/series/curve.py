@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.change_point import change_point
 from probes.series.training_perplexity import perplexities, predicted, training_sets
 from workbench.argument_checks import check_pair
-from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -89,7 +88,7 @@ def series_curve(
     *,
     checkpoints: Sequence[str] = (),
     lens: bool = False,
-    trained_on: Annotated[Mapping[str, Any] | None, As("prompt sets")] = None,
+    trained_on: Mapping[str, Any] | None = None,
     draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
