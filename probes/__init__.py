@@ -161,6 +161,7 @@ _HOME = {
     "sparse_composition": "series.composition",
     "stand_ins": "random_recipes",
     "switching_curve": "experts.switching",
+    "task_vectors": "series.task_vectors",
     "token_shift": "token_ranks",
     "update_anatomy": "anatomy.update",
     "ways_to_turn": "turning.comparing",

@@ -163,6 +163,7 @@ from probes.series.reconstruction import adapter_reconstruction as adapter_recon
 from probes.series.shared_part import SharedPart as SharedPart
 from probes.series.shared_part import shared_part as shared_part
 from probes.series.synergy import MergeSynergy as MergeSynergy
+from probes.series.task_vectors import task_vectors as task_vectors
 from probes.series.twin import TwinMergeTest as TwinMergeTest
 from probes.sparsity.neurons import Rule
 from probes.sparsity.neurons import SparsityCurve as SparsityCurve
@@ -430,6 +431,7 @@ __all__ = [
     "subject_offset",
     "switching_curve",
     "target_attention",
+    "task_vectors",
     "template_effect",
     "token_guidance",
     "token_relevance",
@@ -908,11 +910,13 @@ def edit_sites(
     locality: Annotated[Any, As("prompts")] = None,
     general: Annotated[Any, As("prompts")] = None,
     neutral: Annotated[Any, As("prompts")] = None,
+    keep: Annotated[Any, As("prompts")] = None,
     locality_tokens: int = 1,
     layers: Any = None,
     modules: Sequence[str] = ("mlp.down_proj",),
     order: Literal["breadth", "depth"] = "breadth",
     epochs: int = 20,
+    early: bool = True,
     learning_rate: float = 0.001,
     batch_size: int = 2,
     seed: int = 0,
@@ -1828,6 +1832,8 @@ def series_curve(
     prompts: Any,
     *,
     checkpoints: Sequence[str] = (),
+    lens: bool = False,
+    trained_on: Mapping[str, Any] | None = None,
     draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +15,22 @@ from interventions.training.masked import MaskedTraining
 from interventions.training.selection import Masks
 from interventions.training.trainer import Schedule, answer_logits
 from interventions.weightspace.swapping import base_parameters
+from workbench.behaviour.generation import Decoding, generate_replies
+from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
+from workbench.method_options import As
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
+from workbench.prompts.encode import encode
 from workbench.typing import Bool
 
 Order = Literal["breadth", "depth"]
 EDITING = Schedule(epochs=20, batch_size=2, learning_rate=1e-3)
+KEPT_TOKENS = 8
+"""Of each reply that should stay, so many tokens are trained."""
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,25 @@ class EditedFacts:
     expands={"schedule": EDITING},
     example="--layer 1 --epochs 2",
 )
-def edit_facts(
+def edit_facts(  # noqa: PLR0913
     model: Any,
     prompts: Any,
     *,
     layer: int,
     module: str = "mlp.down_proj",
     order: Order = "breadth",
+    keep: Annotated[Any, As("prompts")] = None,
     end: bool = True,
+    early: bool = True,
     schedule: Schedule | None = None,
     progress: Progress | None = None,
 ) -> EditedFacts:
     """Train one matrix on each row's ``answer``, in place; :func:`probes.edit_sites` says which matrix serves best.
+
+    What is near the facts changes with them (questions of the same form most), unless ``keep`` names some of it.
+
+    Example:
+        >>> edited = edit_facts(model, facts, layer=20, keep=["What is the capital of Greece?"])  # doctest: +SKIP
 
     Args:
         model: A bare model; one of its tensors is changed.
@@ -65,7 +80,10 @@ def edit_facts(
         module: Path of the matrix inside the layer.
         order: "breadth": epochs over mini-batches of all facts. "depth": one fact after the other, each for as many
             steps as there are epochs, which is how fine-tuning is usually (and worse) used as an editor.
+        keep: Prompts beside the facts whose replies should stay: the first tokens that the unedited model writes to
+            each are trained along. Some questions of the facts' own form, about other things, serve best.
         end: The answer ends with the end-of-text token, so that the edited model stops there.
+        early: Stop after the first epoch that has every fact written right, before more steps cost more elsewhere.
         schedule: How long and how fast.
 
     Raises:
@@ -74,8 +92,9 @@ def edit_facts(
     adapted, schedule = as_adapted(model), schedule or EDITING
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     name = site_name(adapted, layer, module)
-    history = train_site(adapted, name, examples, order, schedule, progress or Silent())
-    return EditedFacts(model, name, history)
+    kept = [] if keep is None else own_replies(adapted, Prompts.of(keep), KEPT_TOKENS)
+    edit = Edit(examples, tuple(kept), order, early, schedule)
+    return EditedFacts(model, name, edit.of_tensor(adapted, name, progress or Silent()))
 
 
 def site_name(model: AdaptedModel, layer: int, module: str) -> str:
@@ -93,28 +112,41 @@ def site_name(model: AdaptedModel, layer: int, module: str) -> str:
     return f"{stem}{module}.weight"
 
 
-def train_site(
-    model: AdaptedModel, name: str, examples: Sequence[Example], order: Order, schedule: Schedule, progress: Progress
-) -> tuple[dict[str, float], ...]:
-    """Train the whole tensor ``name`` in place; the history of all steps."""
-    masks = {name: torch.ones_like(base_parameters(model.hf)[name], dtype=torch.bool, device="cpu")}
-    return train_entries(model, masks, examples, order, schedule, progress)
+@dataclass(frozen=True)
+class Edit:
+    """What is written, what is kept beside it, and how; the same edit can be made at one site after the other."""
 
+    facts: Sequence[Example]
+    kept: Sequence[Example] = ()
+    order: Order = "breadth"
+    early: bool = True
+    schedule: Schedule = EDITING
 
-def train_entries(
-    model: AdaptedModel, masks: Masks, examples: Sequence[Example], order: Order, schedule: Schedule, progress: Progress
-) -> tuple[dict[str, float], ...]:
-    """Train the entries in ``masks`` in place; the history of all steps."""
-    if order not in ("breadth", "depth"):
-        raise UserError(f"Unknown order {order!r}: it is breadth or depth.")
-    if order == "breadth":
-        return MaskedTraining(model, masks, schedule).run(examples, answer_loss, progress=progress)
-    each = replace(schedule, batch_size=1)
-    return tuple(
-        entry
-        for example in examples
-        for entry in MaskedTraining(model, masks, each).run([example], answer_loss, progress=progress)
-    )
+    def __post_init__(self) -> None:
+        if self.order not in ("breadth", "depth"):
+            raise UserError(f"Unknown order {self.order!r}: it is breadth or depth.")
+
+    def of_tensor(self, model: AdaptedModel, name: str, progress: Progress) -> tuple[dict[str, float], ...]:
+        """Train the whole tensor ``name`` in place; the history of all steps."""
+        whole = torch.ones_like(base_parameters(model.hf)[name], dtype=torch.bool, device="cpu")
+        return self.of_entries(model, {name: whole}, progress)
+
+    def of_entries(self, model: AdaptedModel, masks: Masks, progress: Progress) -> tuple[dict[str, float], ...]:
+        """Train the entries in ``masks`` in place; the history of all steps."""
+        if self.order == "breadth":
+            return self._trained(model, masks, self.facts, self.schedule, progress)
+        each = replace(self.schedule, batch_size=1)
+        return tuple(entry for fact in self.facts for entry in self._trained(model, masks, [fact], each, progress))
+
+    def _trained(
+        self, model: AdaptedModel, masks: Masks, facts: Sequence[Example], schedule: Schedule, progress: Progress
+    ) -> tuple[dict[str, float], ...]:
+        return MaskedTraining(model, masks, schedule).run(
+            [*facts, *(reply for reply in self.kept if reply.answer)],
+            answer_loss,
+            until=(lambda: bool(written_right(model, facts).all())) if self.early else None,
+            progress=progress,
+        )
 
 
 def scattered_masks(model: AdaptedModel, module: str, seed: int) -> Masks:
@@ -133,13 +165,20 @@ def scattered_masks(model: AdaptedModel, module: str, seed: int) -> Masks:
     }
 
 
+def own_replies(model: AdaptedModel, prompts: Prompts, tokens: int) -> list[Example]:
+    """The first greedy ``tokens`` that the model, as it is now, writes to each prompt: rows to train or to compare."""
+    replies = generate_replies(Subject("unedited", model), prompts, Decoding(tokens), Work(_BATCH))
+    ids = encode(prompts, model.tokenizer, model.max_positions)
+    return [Example(prompt, list(samples[0].ids)) for prompt, samples in zip(ids, replies, strict=True)]
+
+
 @torch.no_grad()
-def written_right(model: AdaptedModel, examples: Sequence[Example], batch_size: int = 32) -> Bool[np.ndarray, " row"]:
+def written_right(model: AdaptedModel, examples: Sequence[Example]) -> Bool[np.ndarray, " row"]:
     """Row by row: whether greedy decoding writes the whole answer (with its end, where the examples have one)."""
     collate, rows = Collator(pad_id(model.tokenizer)), []
     with model.active():
-        for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size])
+        for start in range(0, len(examples), _BATCH):
+            batch = collate(examples[start : start + _BATCH])
             best = answer_logits(model, batch["input_ids"], batch["attention_mask"])[:, :-1].argmax(-1).cpu()
             labels = batch["labels"][:, 1:]
             rows.append(((best == labels) | (labels == IGNORED)).all(-1).numpy())

@@ -128,10 +128,9 @@ def masks_of(model: AdaptedModel, mask: Mapping[str, Tensor]) -> Masks:
                 )
             made[name] = where.cpu()
             continue
-        if where.numel() and int(where.max()) >= parameter.numel():
-            raise UserError(
-                f"The mask names entry {int(where.max())} of {name}, which has {parameter.numel()} entries."
-            )
+        outside = where[(where < 0) | (where >= parameter.numel())]
+        if outside.numel():
+            raise UserError(f"The mask names entry {int(outside[0])} of {name}, which has {parameter.numel()} entries.")
         flat = torch.zeros(parameter.numel(), dtype=torch.bool)
         flat[where.cpu()] = True
         made[name] = flat.view(parameter.shape)
@@ -165,9 +164,10 @@ class MaskedTraining:
         *,
         refresh: int = 0,
         select: Callable[[int], Masks] | None = None,
+        until: Callable[[], bool] | None = None,
         progress: Progress | None = None,
     ) -> tuple[dict[str, float], ...]:
-        """Train; the history, one entry per step."""
+        """Train; the history, one entry per step. ``until`` is called after every epoch and ends the training early."""
         if not examples:
             raise UserError("There is nothing to train on: give at least one row with an answer.")
         parameters = base_parameters(self.model.hf)
@@ -186,6 +186,8 @@ class MaskedTraining:
             )
             if select is not None:
                 trainer.add_callback(_Reselecting(self, held, optimizer, refresh, select))
+            if until is not None:
+                trainer.add_callback(_EndingEarly(self.model, until))
             return trainer.run("masked fine-tuning", progress or Silent())
 
     @contextmanager
@@ -245,3 +247,17 @@ class _Reselecting(TrainerCallback):  # type: ignore[misc]
         self.training.masks = self.select(self.training.selections)
         self.training.selections += 1
         self.optimizer.reselect({self.held[name]: mask for name, mask in self.training.masks.items()})
+
+
+class _EndingEarly(TrainerCallback):  # type: ignore[misc]
+    """Ends the training after an epoch that brought what it was for; the model is asked without dropout."""
+
+    def __init__(self, model: AdaptedModel, until: Callable[[], bool]) -> None:
+        self.model, self.until = model, until
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        modes = {module: module.training for module in self.model.hf.modules()}
+        self.model.hf.eval()
+        control.should_training_stop = self.until()
+        for module, mode in modes.items():
+            module.training = mode

@@ -139,7 +139,13 @@ def _compact(name: str, where: Tensor | None, tuned: Tensor) -> tuple[Tensor | N
         where, order = where.reshape(-1).sort()
         if where.numel() and (int(where[0]) < 0 or bool((where[1:] == where[:-1]).any())):
             raise UserError(f"The coordinates of {name} must be distinct and count from 0.")
-        tuned = tuned.reshape(-1)[order] if tuned.ndim == 1 and len(tuned) == len(where) else tuned.reshape(-1)[where]
+        per_entry = tuned.ndim == 1 and len(tuned) == len(where)
+        if not per_entry and where.numel() and int(where[-1]) >= tuned.numel():
+            raise UserError(
+                f"The mask names entry {int(where[-1])} of {name}, which has {tuned.numel()} entries: it was made for "
+                "another model."
+            )
+        tuned = tuned.reshape(-1)[order] if per_entry else tuned.reshape(-1)[where]
     elif where is not None and tuned.shape == where.shape:
         tuned = tuned[where.to(tuned.device)]
     elif where is not None and tuned.shape != (int(where.sum()),):

@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import torch
@@ -19,11 +18,13 @@ from workbench.typing import Bool, Float, Tensor
 
 NEARLY_PARALLEL = 0.9995
 """Cosine from which the great circle is taken for a straight line, as mergekit does."""
+_PIECE = 2**20
+"""Entries that are multiplied in float64 at once."""
 
 
 def uniform_soup(vectors: Sequence[TaskVector]) -> TaskVector:
     """The mean of the updates (Wortsman et al. 2022)."""
-    return combined(list(vectors), lambda _, changes: _sum(changes) / len(changes))
+    return combined(list(vectors), lambda _, changes: _sum(changes).div_(len(changes)))
 
 
 def greedy_soup(
@@ -65,7 +66,7 @@ def slerp(first: TaskVector, second: TaskVector, share: float, base: AdaptedMode
     """
     parameters = base_parameters(base.hf)
 
-    def rule(name: str, changes: list[Tensor]) -> Tensor:
+    def rule(name: str, changes: Sequence[Tensor]) -> Tensor:
         origin = find_parameter(parameters, name).detach().float().to(changes[0].device)
         return on_circle(origin + changes[0], origin + changes[1], share) - origin
 
@@ -89,12 +90,16 @@ def stock_ratio(changes: Sequence[Float[Tensor, "*shape"]]) -> float:
     """
     n = len(changes)
     _check_two(n)
-    flat = [change.double().reshape(-1) for change in changes]
-    lengths = [float(change.norm()) for change in flat]
-    pairs = list(combinations(range(n), 2))
+    lengths: list[float] = []
+    products: dict[tuple[int, int], float] = {}
+    for place in range(n):
+        change = changes[place]
+        lengths.append(math.sqrt(_product(change, change)))
+        products |= {(place, other): _product(change, changes[other]) for other in range(place + 1, n)}
     if not all(lengths):
         return 0.0
-    mean = sum(float(flat[i] @ flat[j]) / (lengths[i] * lengths[j]) for i, j in pairs) / len(pairs)
+    cosines = [product / (lengths[one] * lengths[other]) for (one, other), product in products.items()]
+    mean = sum(cosines) / len(cosines)
     cosine = min(max(mean, 0.0), 1.0)
     return n * cosine / (1 + (n - 1) * cosine)
 
@@ -106,8 +111,8 @@ def model_stock(vectors: Sequence[TaskVector]) -> TaskVector:
     """
     _check_two(len(vectors))
 
-    def rule(_: str, changes: list[Tensor]) -> Tensor:
-        return _sum(changes) / len(changes) * stock_ratio(changes)
+    def rule(_: str, changes: Sequence[Tensor]) -> Tensor:
+        return _sum(changes).mul_(stock_ratio(changes) / len(changes))
 
     return combined(list(vectors), rule)
 
@@ -148,7 +153,7 @@ def dare(
     """
     _check_share(density)
 
-    def rule(name: str, changes: list[Tensor]) -> Tensor:
+    def rule(name: str, changes: Sequence[Tensor]) -> Tensor:
         thin = [
             dropped(change, density, seed + 7919 * zlib.crc32(f"{n}/{name}".encode()), rescale)
             for n, change in enumerate(changes)
@@ -231,7 +236,16 @@ def low_rank(change: Float[Tensor, "*shape"], rank: int) -> Float[Tensor, "*shap
 
 
 def _sum(changes: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(changes)).sum(0)
+    total = changes[0].clone()
+    for place in range(1, len(changes)):
+        total += changes[place]
+    return total
+
+
+def _product(first: Tensor, other: Tensor) -> float:
+    """<first, other> in float64, a piece at a time."""
+    pieces = zip(first.reshape(-1).split(_PIECE), other.reshape(-1).split(_PIECE), strict=True)
+    return sum(float(one.double() @ two.double()) for one, two in pieces)
 
 
 def _elected(changes: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import adapted_modules, effective_delta
 from workbench.typing import Tensor
+
+_PIECE = 2**20
+"""Entries that are added in float64 at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +120,13 @@ class TaskVector:
     def graft(self, base: AdaptedModel) -> Graft:
         """base + change as an intervention on ``base``: reversible, and at strength 0 the base bit for bit.
 
-        Raises :class:`UserError` for tensors of another model, and where the sum overflows the base's dtype.
+        The largest tensors are made first, while little else is held. Raises :class:`UserError` for tensors of another
+        model, and where the sum overflows the base's dtype.
         """
-        new = {name: self.value(base, name) for name in self.changes}
-        return Graft(dict.fromkeys(new), new)
+        parameters = base_parameters(base.hf)
+        order = sorted(self.changes, key=lambda name: -find_parameter(parameters, name).numel())
+        new = {name: self.value(base, name) for name in order}
+        return Graft(dict.fromkeys(self.changes), {name: new[name] for name in self.changes})
 
     def value(self, base: AdaptedModel, name: str) -> Tensor:
         """One tensor of base + change, rounded once to the base's dtype."""
@@ -128,7 +134,11 @@ class TaskVector:
         change = self.changes[name]
         if change.shape != parameter.shape:
             check_same_shape(name, change, parameter)
-        total = (parameter.detach().double() + change.to(parameter.device).double()).to(parameter.dtype)
+        total = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        flat, before, moved = total.view(-1), parameter.detach().reshape(-1), change.reshape(-1)
+        for start in range(0, len(flat), _PIECE):
+            here = slice(start, start + _PIECE)
+            flat[here] = (before[here].double() + moved[here].to(before.device).double()).to(parameter.dtype)
         if not bool(torch.isfinite(total).all()):
             raise UserError(f"base + change of {name} overflows {parameter.dtype}: give smaller coefficients.")
         return total
@@ -142,20 +152,40 @@ class TaskVector:
         return Path(folder)
 
 
-def combined(vectors: list[TaskVector], rule: Callable[[str, list[Tensor]], Tensor]) -> TaskVector:
-    """One vector of several by ``rule(name, changes)``, tensor by tensor; a vector without a name counts as zeros."""
+def combined(vectors: list[TaskVector], rule: Callable[[str, Sequence[Tensor]], Tensor]) -> TaskVector:
+    """One vector of several by ``rule(name, changes)``, tensor by tensor; a vector without a name counts as zeros.
+
+    ``changes`` reads a vector's tensor when it is asked for, so a rule that takes them in turn holds one at a time.
+    """
     if not vectors:
         raise UserError("There is nothing to merge: give at least one update.")
     names = [name for vector in vectors for name in vector.changes]
+    return TaskVector(LazyTensors(names, lambda name: rule(name, _Changes(name, vectors))))
 
-    def read(name: str) -> Tensor:
-        held = [vector.changes[name] if name in vector.changes else None for vector in vectors]
-        like = next(change for change in held if change is not None)
-        if odd := [change for change in held if change is not None and change.shape != like.shape]:
+
+class _Changes(Sequence[Tensor]):
+    """The change of one tensor in every vector, read anew each time."""
+
+    def __init__(self, name: str, vectors: list[TaskVector]) -> None:
+        self._name, self._vectors = name, vectors
+        self._first = next(vector.changes for vector in vectors if name in vector.changes)
+        self._shape: torch.Size | None = None
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Any: of a slice, the changes of those vectors."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        held = self._vectors[place].changes
+        if self._name not in held:
+            return torch.zeros_like(self._first[self._name])
+        change = held[self._name]
+        self._shape = self._shape or change.shape
+        if change.shape != self._shape:
             raise UserError(
-                f"{name} is {list(like.shape)} in one update and {list(odd[0].shape)} in another: they are updates of "
-                "different models; give fine-tunes of one base."
+                f"{self._name} is {list(self._shape)} in one update and {list(change.shape)} in another: they are "
+                "updates of different models; give fine-tunes of one base."
             )
-        return rule(name, [torch.zeros_like(like) if change is None else change for change in held])
-
-    return TaskVector(LazyTensors(names, read))
+        return change

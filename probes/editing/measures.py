@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from interventions.training.editing import written_right
+from interventions.training.editing import own_replies, written_right
 from interventions.training.examples import IGNORED, Collator, Example, answer_log_probs, examples_of
 from interventions.training.trainer import answer_logits
 from probes.scored import paired_p, scored_share
-from workbench.behaviour.generation import Decoding, generate_replies
-from workbench.behaviour.subject import Subject, Work
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.prompts.collection import Prompts
@@ -42,11 +40,13 @@ class EditMeasures:
         cls, model: AdaptedModel, rows: dict[str, Prompts | None], neutral: Prompts | None, locality_tokens: int
     ) -> EditMeasures:
         """``rows`` by measure, None where it is not measured. Raises :class:`UserError` for rows without answers."""
+        if locality_tokens < 1:
+            raise UserError(f"locality_tokens is {locality_tokens}: give 1 or more tokens of each reply to compare.")
         present = {name: prompts for name, prompts in rows.items() if prompts is not None}
         answered = {
             name: examples_of(prompts, model.tokenizer)
             if name != "locality"
-            else _own_replies(model, prompts, locality_tokens)
+            else own_replies(model, prompts, locality_tokens)
             for name, prompts in present.items()
         }
         facts = answered["reliability"]
@@ -97,15 +97,6 @@ class EditMeasures:
 def mean_of(taken: dict[str, np.ndarray]) -> float:
     """The mean over measures of their means over prompts."""
     return float(np.mean([values.mean() for values in taken.values()]))
-
-
-def _own_replies(model: AdaptedModel, prompts: Prompts, tokens: int) -> list[Example]:
-    """The first greedy tokens of the model as it is, which an edit should leave."""
-    if tokens < 1:
-        raise UserError(f"locality_tokens is {tokens}: give 1 or more tokens of each reply to compare.")
-    replies = generate_replies(Subject("unedited", model), prompts, Decoding(tokens), Work(_BATCH))
-    ids = encode(prompts, model.tokenizer, model.max_positions)
-    return [Example(prompt, list(samples[0].ids)) for prompt, samples in zip(ids, replies, strict=True)]
 
 
 def _texts(model: AdaptedModel, neutral: Prompts) -> list[Example]:

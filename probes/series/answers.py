@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from interventions.weightspace.task_vector import TaskVector
 from probes.grafting.language import AnswerRows, answer_rows
 from probes.grafting.tasks import Outcome, Task, outcome
 from probes.halves import half_of
+from probes.replay import read_out
 from probes.series.members import Members, difference, members_of
 from probes.weights.naming import key_of
+from workbench.engine.hub import SiteHook
+from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
-from workbench.typing import Float
+from workbench.typing import Float, Tensor
 
 FEWEST = 8
 
@@ -90,6 +94,33 @@ class Answers:
             with vector.graft(self.base).entered(self.base):
                 return _next_words(self.base, task)
         return _next_words(self.base, task)
+
+    @torch.no_grad()
+    def lens(self, task: Task, vector: TaskVector | None) -> Float[np.ndarray, "row layer"]:
+        """What the logit lens reads of each row's own answer after every layer, at the last token: its probability."""
+        self.passes += len(task.batches)
+        if vector is not None:
+            with vector.graft(self.base).entered(self.base):
+                return _answer_by_layer(self.base, task)
+        return _answer_by_layer(self.base, task)
+
+
+def _answer_by_layer(model: AdaptedModel, task: Task) -> Float[np.ndarray, "row layer"]:
+    rows = []
+    for encoded, candidates, label in task.batches:
+        residuals: dict[int, Tensor] = {}
+        own = candidates.gather(1, label[:, None])
+        sites = [Site("resid_post", layer) for layer in range(model.n_layers)]
+        hooks = [SiteHook(site, partial(_keep_last, residuals, number)) for number, site in enumerate(sites)]
+        with model.hooked(hooks):
+            model.forward(encoded, logits=None)
+        said = [read_out(model, residuals[layer]).float().softmax(-1).cpu() for layer in range(model.n_layers)]
+        rows.append(torch.cat([words.gather(1, own) for words in said], 1).numpy())
+    return np.concatenate(rows)
+
+
+def _keep_last(held: dict[int, Tensor], layer: int, value: Tensor, _: Any) -> None:
+    held[layer] = value[:, -1]
 
 
 def _next_words(model: AdaptedModel, task: Task) -> Float[np.ndarray, "row vocab"]:

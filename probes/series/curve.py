@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from probes.call_settings import call_settings
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, scored, with_q
 from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.change_point import change_point
+from probes.series.training_perplexity import perplexities, predicted, training_sets
 from workbench.argument_checks import check_pair
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
@@ -20,6 +22,8 @@ from workbench.prompts.collection import Prompts
 from workbench.typing import Float
 
 _FEWEST_STEPS = 4
+TRACE = ["member", "layer", "score", "low", "high", "base"]
+PERPLEXITY = ["member", "perplexity", "low", "high", "rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,16 @@ class SeriesCurve(ProbeResult):
     ``retained``: the base's part of the mean log-odds of the answer that the final model changed and this member did
     not (1: as the base, 0: as the final model), NaN where the two do not differ.
     ``change``: when the log-odds of the answers changed; None for fewer than four members.
+    ``trace``: with ``lens``, per member and layer (the base first) the probability of the answer that the logit lens
+    reads there, with its interval; ``base`` is the base's. ``perplexity``: with ``trained_on``, per member the base's
+    perplexity of what it was trained on; ``predictor``: its rank correlation with the members' scores, with the
+    interval over members and p against the scores in random order.
     """
 
     change: dict[str, float] | None
+    trace: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=TRACE))
+    perplexity: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PERPLEXITY))
+    predictor: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
 
     title: ClassVar[str] = "Answers over a series"
@@ -49,6 +60,12 @@ class SeriesCurve(ProbeResult):
                 f"; the answers' log-odds change at {at} [{low}, {high}], {self.change['before']:.2f} before, "
                 f"{self.change['after']:.2f} after, p = {self.change['p']:.2g} against members in random order"
             )
+        if self.predictor is not None:
+            found = self.predictor
+            text += (
+                f"; the base's perplexity of their training sets goes with the scores: rho {found['rho']:.2f} "
+                f"[{found['low']:.2f}, {found['high']:.2f}], p = {found['p']:.2g} against scores in random order"
+            )
         return f"{text}. Control: {self.control}.{''.join(f' {note}' for note in self.notes)}"
 
 
@@ -56,7 +73,11 @@ class SeriesCurve(ProbeResult):
     "series-curve",
     group="weights",
     question="When in a series of checkpoints did the answers change, and what did a member leave as the base had it?",
-    papers=("Low-rank finetuning for LLMs: A fairness perspective",),
+    papers=(
+        "Low-rank finetuning for LLMs: A fairness perspective",
+        "Massive Supervised Fine-tuning Experiments Reveal How Data, Layer, and Training Factors Shape LLM Alignment "
+        "Quality",
+    ),
     needs=Needs(columns=("answer",)),
     cost="two forward passes of each member and of the base",
     example="--checkpoints ./adapter",
@@ -66,6 +87,8 @@ def series_curve(
     prompts: Any,
     *,
     checkpoints: Sequence[str] = (),
+    lens: bool = False,
+    trained_on: Mapping[str, Any] | None = None,
     draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
@@ -80,15 +103,20 @@ def series_curve(
         pair: Base and final model.
         prompts: Rows with an answer (and a distractor): for fairness, the unwanted word.
         checkpoints: The members before the final one: folders or hub ids, or a Trainer's output folder.
+        lens: Also trace the answer (the unwanted word) through the layers of every member with the logit lens.
+        trained_on: Member -> the rows it was trained on: whether the base's perplexity of them predicts the scores.
+            Needs three members at least.
         draws: Resamples of the change's interval and random orders of its test.
         seed: Their seed.
 
     Raises:
-        UserError: Fewer than two members, prompts without answers or too few.
+        UserError: Fewer than two members, prompts without answers or too few, members without a training set.
     """
     check_pair(pair)
     rows = Prompts.of(prompts)
     members = pair_members(pair, checkpoints)
+    learnt = None if trained_on is None else {name: Prompts.of(rows) for name, rows in trained_on.items()}
+    sets = None if learnt is None else training_sets(pair.base, members.names, learnt)
     vectors, models = updates_of(pair.base, members)
     answers = Answers.of(pair.base, rows, batch_size)
     task = answers.task()
@@ -101,19 +129,36 @@ def series_curve(
         watch.advance()
         asked_of[name] = _Asked.of(answers, task, vector)
     watch.finish()
+    trace = _trace(answers, task, vectors, clusters, seed) if lens else pd.DataFrame(columns=TRACE)
     final = list(asked_of.values())[-1]
     table = pd.DataFrame([
         {"module": name, **_measures(member, base, final, clusters, seed)} for name, member in asked_of.items()
     ])  # fmt: skip
+    perplexity = pd.DataFrame(columns=PERPLEXITY) if sets is None else perplexities(pair.base, sets)
     return SeriesCurve(
         table=with_q(table, keep_p=False),
         control="the base, on the same prompts",
         provenance=Provenance.of(
             "series_curve", models, rows, seed=seed, device=str(pair.base.device), forward_passes=answers.passes,
+            settings=call_settings(None, trained_on=learnt),
         ),
+        trace=trace,
+        perplexity=perplexity,
+        predictor=None if sets is None else predicted(perplexity["perplexity"], table["score"], draws, seed),
         change=_dated([member.odds for member in asked_of.values()], draws, seed),
         notes=members.notes,
     )  # fmt: skip
+
+
+def _trace(answers: Answers, task: Any, vectors: Mapping[str, Any], clusters: np.ndarray, seed: int) -> pd.DataFrame:
+    base = answers.lens(task, None)
+    rows = []
+    for name, vector in {"base": None, **vectors}.items():
+        read = base if vector is None else answers.lens(task, vector)
+        for layer in range(read.shape[1]):
+            line = scored(read[:, layer], seed=seed, clusters=clusters)
+            rows.append({"member": name, "layer": layer, **line, "base": float(base[:, layer].mean())})
+    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)

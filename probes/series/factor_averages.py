@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 
 from probes.results import ProbeResult, Provenance
-from probes.series.lora_sets import read_adapters, shared_modules
+from probes.series.lora_sets import Adapters, read_adapters, shared_modules
 from probes.series.members import Members, members_of
 from probes.weights.naming import place_of
 from probes.weights.sources import Factors
+from workbench.errors import UserError
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 
@@ -67,14 +68,16 @@ def factor_averages(
         initial: The adapter as it was before training.
 
     Raises:
-        UserError: Fewer than two adapters, what is no plain LoRA, or modules that they do not share.
+        UserError: Fewer than two adapters, what is no plain LoRA, modules that they do not share, or other ranks.
     """
     members = members_of(base, tuned, checkpoints, None)
     adapters, models = read_adapters(members, progress or Silent())
     start = None if initial is None else next(iter(read_adapters(Members(members.base, [initial], ["initial"], [0.0]),
                                                                   Silent())[0].values()))  # fmt: skip
     rows = []
-    for name in shared_modules(adapters):
+    names = shared_modules(adapters)
+    _check_ranks(adapters, names)
+    for name in names:
         held = [adapter[name] for adapter in adapters.values()]
         place = place_of(name)
         error, frozen = averaging_error(held), averaging_error([Factors(f.up, held[0].down, 1.0) for f in held])
@@ -93,10 +96,21 @@ def factor_averages(
     )
 
 
+def _check_ranks(adapters: Adapters, names: Sequence[str]) -> None:
+    """Raises :class:`UserError` for factors that cannot be averaged entry by entry."""
+    first, *others = adapters
+    for other in others:
+        for name in names:
+            ranks = [adapters[title][name].down.shape[0] for title in (first, other)]
+            if ranks[0] != ranks[1]:
+                raise UserError(
+                    f"{name} has rank {ranks[0]} in {first} and {ranks[1]} in {other}, so their factors have no mean: "
+                    "give adapters of one rank, or average their products (interventions.uniform_soup)."
+                )
+
+
 def averaging_error(factors: Sequence[Factors]) -> float:
-    """||mean(up) mean(down) - mean(up down)|| / ||mean(up down)||, in float64. NaN for factors of different ranks."""
-    if len({tuple(f.down.shape) for f in factors}) > 1:
-        return float("nan")
+    """||mean(up) mean(down) - mean(up down)|| / ||mean(up down)||, in float64, of factors of one rank."""
     ups, downs = [f.up.double() for f in factors], [f.down.double() for f in factors]
     products = sum((up @ down for up, down in zip(ups, downs, strict=True)), torch.zeros(())) / len(factors)
     apart = (sum(ups, torch.zeros(())) / len(ups)) @ (sum(downs, torch.zeros(())) / len(downs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from probes.weights.naming import Place, place_of
 from probes.weights.sources import Factors, Opened, open_weights
 from workbench.errors import UserError
-from workbench.models.series import ModelSeries, load_series
+from workbench.models.series import ModelSeries, checked_scores, load_series
 from workbench.typing import Tensor
 
 
@@ -68,7 +68,7 @@ def members_of(
             f"There are {len(members.scores)} scores for {len(members.models)} members ({', '.join(members.names)}): "
             "give one each, the last for the final model."
         )
-    return members
+    return replace(members, scores=checked_scores(members.scores, members.names))
 
 
 def _bare(model: Any) -> Any:
@@ -105,7 +105,13 @@ def moved(opened: Opened, base_norms: dict[str, tuple[float, int]]) -> Iterator[
             base_norms[name] = (float(before.detach().double().square().sum()), before.numel())
         base2, size = base_norms[name]
         if low_rank:
-            yield Moved(name, place, factored_norm2(opened.factors[name]), base2, size)
+            factors = opened.factors[name]
+            if factors.up.shape[0] * factors.down.shape[1] != size:
+                raise UserError(
+                    f"A member changes {name} by [{factors.up.shape[0]}, {factors.down.shape[1]}], and the base has "
+                    f"{size} entries there: it is an adapter of another model; give its own base."
+                )
+            yield Moved(name, place, factored_norm2(factors), base2, size)
         elif before is not None:
             yield Moved(name, place, float(difference(opened, name, before).double().square().sum()), base2, size)
 
@@ -121,7 +127,7 @@ def difference(opened: Opened, name: str, before: Tensor | None = None) -> Tenso
     if after.shape != base.shape:
         raise UserError(f"{name} is {list(after.shape)} in a member and {list(base.shape)} in the base: another model.")
     wide = torch.promote_types(torch.promote_types(base.dtype, after.dtype), torch.float32)
-    return after.to(wide) - base.to(wide)
+    return after.to(wide, copy=True).sub_(base)
 
 
 def factored_norm2(factors: Factors) -> float:

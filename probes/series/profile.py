@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from probes.results import ProbeResult, Provenance
 from probes.series.members import Members, members_of, moved
-from workbench.figures.series import lines_by_layer
+from workbench.figures.series import lines_by_layer, points_on_map
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.stats.fdr import q_values
@@ -29,11 +29,14 @@ class SeriesProfile(ProbeResult):
     ``table``: per layer, ``score`` is Spearman's rho over members between the layer's relative change and the
     members' scores, with its interval over members, the control and q; ``change`` is the mean relative change, and
     ``layer_share`` the layer's part of all squared change. Without scores rho is NaN and the rows are read by
-    ``change``. ``profile``: one row per member and layer. ``members``: name, score, total relative change.
+    ``change``. ``profile``: one row per member and layer. ``members``: name, score, total relative change, and its
+    place on the map (``x``, ``y``): the two directions along which members' changes by layer lie furthest from the
+    base, which is at 0, 0. ``map_share``: the part of the squared changes that those two show.
     """
 
     profile: pd.DataFrame
     members: pd.DataFrame
+    map_share: float = float("nan")
     notes: tuple[str, ...] = ()
 
     title: ClassVar[str] = "Change by layer over a series"
@@ -42,6 +45,10 @@ class SeriesProfile(ProbeResult):
     def figure(self) -> go.Figure:
         """Relative change by layer, a line per member."""
         return lines_by_layer(self.profile, title=self.title, unit="relative change ‖ΔW‖ / ‖W‖")
+
+    def map(self) -> go.Figure:
+        """The members and their base in two dimensions, coloured by score."""
+        return points_on_map(self.members, title=f"{self.title}: map, {self.map_share:.0%} of the squared change")
 
     def summary(self) -> str:
         most = self.table.sort_values("change").iloc[-1]
@@ -100,12 +107,16 @@ def series_profile(
     values = np.asarray(members.scores, dtype=np.float64)
     whole = profile.groupby("member", sort=False)[["change2", "base2"]].sum()
     total = np.sqrt((whole["change2"] / whole["base2"]).to_numpy(np.float64))
+    places, shown = _places(profile)
     return SeriesProfile(
         table=_by_layer(profile, values, draws, seed),
         control=CONTROL,
         provenance=Provenance.of("series_profile", models, seed=seed),
         profile=profile,
-        members=pd.DataFrame({"member": members.names, "member_score": values, "change": total}),
+        members=pd.DataFrame(
+            {"member": members.names, "member_score": values, "change": total, "x": places[:, 0], "y": places[:, 1]}
+        ),
+        map_share=shown,
         notes=members.notes,
     )  # fmt: skip
 
@@ -132,8 +143,23 @@ def _profiled(members: Members, watch: Progress) -> tuple[pd.DataFrame, dict[str
     return pd.concat(rows, ignore_index=True), models
 
 
+def _by_member(profile: pd.DataFrame) -> Float[np.ndarray, "member layer"]:
+    wide = profile.pivot_table(index="member", columns="layer", values="change", sort=False)
+    return wide.to_numpy(np.float64)
+
+
+def _places(profile: pd.DataFrame) -> tuple[Float[np.ndarray, "member 2"], float]:
+    """Two coordinates per member, the base at 0, and the part of the squared changes that they hold."""
+    left, values, right = np.linalg.svd(_by_member(profile), full_matrices=False)
+    signs = np.where(right.sum(1) < 0, -1.0, 1.0)
+    places = np.zeros((len(left), 2))
+    places[:, : len(values[:2])] = (left * values * signs)[:, :2]
+    whole = float((values**2).sum())
+    return places, float((values[:2] ** 2).sum() / whole) if whole else 0.0
+
+
 def _by_layer(profile: pd.DataFrame, scores: Float[np.ndarray, " member"], draws: int, seed: int) -> pd.DataFrame:
-    wide = profile.pivot_table(index="member", columns="layer", values="change", sort=False).to_numpy(np.float64)
+    wide = _by_member(profile)
     shares = profile.groupby("layer")["change2"].sum()
     table = pd.DataFrame(
         {"layer": shares.index, "change": wide.mean(0), "layer_share": shares / max(shares.sum(), 1e-300)}
@@ -141,12 +167,12 @@ def _by_layer(profile: pd.DataFrame, scores: Float[np.ndarray, " member"], draws
     table = table.reset_index(drop=True)
     if np.isnan(scores).any() or len(scores) < 3:
         return table.assign(**dict.fromkeys(("score", "low", "high", "control", "q"), np.nan), n=len(scores))
-    rho = _spearman(wide, scores)
+    rho = spearman(wide, scores)
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, len(scores), (draws, len(scores)))
-    resampled = np.stack([_spearman(wide[rows], scores[rows]) for rows in drawn])
+    resampled = np.stack([spearman(wide[rows], scores[rows]) for rows in drawn])
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    shuffled = np.abs(np.stack([_spearman(wide, generator.permutation(scores)) for _ in range(draws)]))
+    shuffled = np.abs(np.stack([spearman(wide, generator.permutation(scores)) for _ in range(draws)]))
     p = (1 + (shuffled >= np.abs(rho) - 1e-12).sum(0)) / (draws + 1)
     return table.assign(
         score=rho,
@@ -158,7 +184,7 @@ def _by_layer(profile: pd.DataFrame, scores: Float[np.ndarray, " member"], draws
     )
 
 
-def _spearman(
+def spearman(
     wide: Float[np.ndarray, "member layer"], scores: Float[np.ndarray, " member"]
 ) -> Float[np.ndarray, " layer"]:
     """Rank correlation of every column with the scores; 0 where a column or the scores do not vary."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import interventions as iv
 from interventions.training.editing import site_name
 from interventions.training.examples import examples_of
 from interventions.training.masked_optimizer import MaskedAdamW
 from interventions.training.modulation import free_rows, modulation_fisher
-from interventions.training.selection import RULES, Selector, within_budget
+from interventions.training.selection import RULES, Selector, trainable_names, within_budget
 from interventions.training.sensitive import sensitivity_plan
 from interventions.training.trainer import Schedule
-from interventions.weightspace.selection_scores import Evidence, top_mask
+from interventions.weightspace.selection_scores import AFTER_TUNING, SCORES, Evidence, top_mask
+from interventions.weightspace.swapping import base_parameters
 from tests.probes.grafting.test_graft import ANIMALS, task
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
@@ -129,6 +134,8 @@ def test_a_mask_of_ones_own_and_what_cannot_be_trained() -> None:
         iv.masked_finetune(adapted, rows, select="fischer")
     with pytest.raises(UserError, match="another model's"):
         iv.masked_finetune(adapted, rows, mask={name: torch.ones(3, 3, dtype=torch.bool)})
+    with pytest.raises(UserError, match="The mask names entry -1"):
+        iv.masked_finetune(adapted, rows, mask={name: torch.tensor([-1])})
     with pytest.raises(UserError, match="selects no entry"):
         iv.masked_finetune(adapted, rows, mask={name: torch.tensor([], dtype=torch.long)})
     with pytest.raises(UserError, match="at most 1"):
@@ -207,11 +214,54 @@ def test_the_anchor_holds_the_model_near_its_base_and_the_log_says_how_near() ->
         iv.anchored_finetune(model(), rows, anchor=-1.0)
 
 
+class PassesOverWeights(TorchDispatchMode):
+    """Counts, weight by weight, the operations that read it; views of it are not counted."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.names = {weight.untyped_storage().data_ptr(): name for name, weight in weights.items()}
+        self.passes = Counter(dict.fromkeys(weights, 0))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        place = out.untyped_storage().data_ptr() if isinstance(out, torch.Tensor) else None
+        for given in tree_leaves((args, kwargs)):
+            if isinstance(given, torch.Tensor) and given.untyped_storage().data_ptr() != place:
+                name = self.names.get(given.untyped_storage().data_ptr())
+                self.passes.update([name] if name else [])
+        return out
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"free_rows"}))
+def test_a_mask_takes_two_passes_over_the_weights_at_most(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted, rows = model(), task("quick", ANIMALS, rows=8)
+    selector = Selector(adapted, examples_of(rows, adapted.tokenizer), rule, 0.2)
+    weights = {name: base_parameters(adapted.hf)[name] for name in trainable_names(adapted)}
+    slopes = selector._slopes(weights)  # gradients and the sizes of inputs come from passes of the model, not counted
+    sizes = selector._input_sizes(weights)
+    monkeypatch.setattr(selector, "_slopes", lambda _: slopes)
+    monkeypatch.setattr(selector, "_input_sizes", lambda _: sizes)
+    with PassesOverWeights(weights) as counted:
+        selector.masks()
+    assert max(counted.passes.values()) <= 2
+    if rule in ("small_weights", "large_weights", "reduced_magnitude", "salient_channels", "task_only", "both"):
+        assert min(counted.passes.values()) >= 1  # so the count sees what is read
+
+
+@pytest.mark.parametrize("score", AFTER_TUNING)
+def test_a_mask_of_what_was_tuned_takes_two_passes_over_either_side(score: str) -> None:
+    base, tuned = torch.randn(6, 5), torch.randn(6, 5)
+    seen = Evidence("w", base, tuned, torch.randn(6, 5), torch.rand(6, 5))
+    with PassesOverWeights({"base": base, "tuned": tuned}) as counted:
+        top_mask(SCORES[score](seen), 0.2)
+    assert 1 <= min(counted.passes.values()) <= max(counted.passes.values()) <= 2
+
+
 @pytest.mark.parametrize("order", ["breadth", "depth"])
 def test_an_edit_changes_one_tensor_alone(order: Any) -> None:
     adapted, rows = model(), task("quick", ANIMALS, rows=8)
     before = state(adapted)
-    edited = iv.edit_facts(adapted, rows, layer=1, order=order, schedule=FAST)
+    edited = iv.edit_facts(adapted, rows, layer=1, order=order, early=False, schedule=FAST)
     changed = [name for name, value in state(adapted).items() if not torch.equal(value, before[name])]
     assert changed == [edited.name] == [site_name(adapted, 1, "mlp.down_proj")]
     assert len(edited.history) == (2 if order == "breadth" else 16)

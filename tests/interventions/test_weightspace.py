@@ -305,6 +305,7 @@ def test_recipes_of_weights_round_trip(tmp_path: Path) -> None:
         (lambda pair: Graft({"nope": None}, {"nope": torch.zeros(2)}), "Unknown parameter"),
         (lambda pair: Graft({Q1: None}, {Q1: torch.zeros(2)}), "made for another model"),
         (lambda pair: Graft({Q1: torch.tensor([9999])}, {Q1: torch.zeros(1)}), "made for another model"),
+        (lambda pair: Graft({Q1: torch.tensor([9999])}, {Q1: torch.zeros(64, 64)}), "made for another model"),
         (lambda pair: Graft({Q1: None}, {}), "only one of mask and tuned"),
         (lambda pair: Graft({Q1: None}, {Q1: torch.full((64, 64), torch.nan)}), "not finite"),
         (lambda pair: Graft({Q1: torch.zeros(64, 64)}, {Q1: torch.zeros(64, 64)}), "bool entries"),

@@ -268,8 +268,9 @@ def calls_of_series_profile() -> Calls:
 
 
 def calls_of_series_curve() -> Calls:
-    other = tuned_copy(tiny_model("llama"), seed=5, size=0.1)
-    given = {"checkpoints": saved(other), "draws": 50, "batch_size": 3, "seed": 3}
+    folders = saved(*(tuned_copy(tiny_model("llama"), seed=seed, size=0.1) for seed in (5, 6)))
+    learnt = {name: rows(4, "a") for name in (*(Path(folder).name for folder in folders), "tuned")}
+    given = {"checkpoints": folders, "lens": True, "trained_on": learnt, "draws": 50, "batch_size": 3, "seed": 3}
     return Calls([{"pair": pair(), "prompts": rows(), **given}])
 
 

@@ -26,6 +26,21 @@ def lines_by_layer(profile: pd.DataFrame, *, title: str = "", unit: str = "") ->
     return figure
 
 
+def points_on_map(members: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Columns member, member_score, x, y: a point per member, and the base at 0, 0."""
+    figure = go.Figure()
+    scores = members["member_score"]
+    colour = dict(color=scores.tolist(), colorscale="Blues", showscale=True) if scores.notna().all() else {}
+    names = [safe(str(name)) for name in members["member"]]
+    figure.add_scatter(
+        x=members["x"].tolist(), y=members["y"].tolist(), mode="markers+text", text=names, name="members",
+        textposition="top center", marker=dict(size=9, **colour),
+    )  # fmt: skip
+    figure.add_scatter(x=[0], y=[0], mode="markers", name="base", marker=dict(color="#888888", symbol="x", size=9))
+    figure.update_layout(title=dict(text=safe(title)), template="plotly_white")
+    return figure
+
+
 def labelled_points(table: pd.DataFrame, label: str, *, title: str = "", unit: str = "") -> go.Figure:
     """One point with its interval per row (columns ``label``, score, low, high), the control as a grey cross."""
     names = [safe(str(name)) for name in table[label]]

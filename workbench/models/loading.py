@@ -56,7 +56,7 @@ def resolve_dtype(dtype: str | torch.dtype = "auto") -> torch.dtype | str:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, ["auto", *DTYPES])
+        raise unknown_name("dtype", str(dtype), ["auto", *DTYPES])
     return DTYPES[dtype]
 
 

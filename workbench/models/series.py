@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,24 @@ def _scores(scores: Any, names: Sequence[str]) -> list[float]:
     if isinstance(scores, Mapping):
         if absent := [name for name in names if name not in scores]:
             raise UserError(f"There is no score for {absent[0]}: give one for each of {', '.join(names)}.")
-        return [float(scores[name]) for name in names]
+        scores = [scores[name] for name in names]
+    if not isinstance(scores, Iterable) or isinstance(scores, str):
+        raise UserError(f"The scores are {scores!r}: give a list of numbers, one for each of {', '.join(names)}.")
+    return checked_scores(list(scores), names)
+
+
+def checked_scores(scores: Sequence[Any], names: Sequence[str]) -> list[float]:
+    """A finite number per member, or NaN for all of them. Raises :class:`UserError` for anything else."""
     if len(scores) != len(names):
         raise UserError(f"There are {len(scores)} scores for {len(names)} members ({', '.join(names)}): give one each.")
-    return [float(score) for score in scores]
+    for name, score in zip(names, scores, strict=True):
+        if isinstance(score, bool) or not isinstance(score, Real) or math.isinf(float(score)):
+            raise UserError(f"The score of {name} is {score!r}: give a finite number for each member.")
+    values = [float(score) for score in scores]
+    if any(math.isnan(value) for value in values) and not all(math.isnan(value) for value in values):
+        absent = names[[math.isnan(value) for value in values].index(True)]
+        raise UserError(f"The score of {absent} is NaN and others have one: give a number for each, or none at all.")
+    return values
 
 
 def _step(name: str) -> int | None:

@@ -29,7 +29,7 @@ LOCAL = Prompts.of([f"lazy {word} jumps" for word in "mnopqrst"])
 def calls_of_edit_sites() -> Calls:
     options = {
         "paraphrases": rows(4, "a"), "locality": rows(4, "b"), "general": rows(4, "c"),
-        "neutral": rows(4, "d"), "locality_tokens": 3, "layers": [1],
+        "neutral": rows(4, "d"), "keep": rows(4, "e"), "early": False, "locality_tokens": 3, "layers": [1],
         "modules": ["mlp.up_proj"], "order": "depth", "epochs": 1, "learning_rate": 1e-2, "batch_size": 3, "seed": 3,
     }  # fmt: skip
     return Calls([{"subject": pair(), "prompts": rows(), **options}])
@@ -89,3 +89,17 @@ def test_bad_input_is_told_before_any_edit() -> None:
         probes.edit_sites(pair(), FACTS, modules=["mlp.out"])
     with pytest.raises(UserError, match="has no answer"):
         probes.edit_sites(pair(), Prompts.of(["a", "b"]))
+
+
+def test_an_edit_stops_once_every_fact_is_written_and_keeps_what_it_is_told_to() -> None:
+    both = pair()
+    options = {"locality": LOCAL, "locality_tokens": 2, "layers": [2], "batch_size": 8, "learning_rate": 1e-2}
+    whole = probes.edit_sites(both, FACTS, epochs=60, early=False, **options).table.iloc[0]
+    early = probes.edit_sites(both, FACTS, epochs=60, **options).table.iloc[0]
+    assert whole["epochs"] == 60 and early["epochs"] < 30 and early["reliability"] == whole["reliability"] == 1
+    assert early["locality"] >= whole["locality"]
+    beside = Prompts.of([f"lazy {word} runs" for word in "mnopqrst"])
+    kept = probes.edit_sites(both, FACTS, keep=beside, epochs=60, **options).table.iloc[0]
+    assert kept["reliability"] == 1 and kept["locality"] > early["locality"]
+    with pytest.raises(UserError, match="Prompt 2 of keep is among those of locality"):
+        probes.edit_sites(both, FACTS, keep=["a", "b", LOCAL[3]], **options)

@@ -126,7 +126,20 @@ def test_what_cannot_be_compared_is_said() -> None:
 
     with pytest.raises(UserError, match="no module in common"):
         probes.factor_averages(tiny_model("llama"), lora(0), checkpoints=[lora(1, targets=["v_proj"])])
+    with pytest.raises(UserError, match=r"has rank 2 in .* and 4 in tuned, so their factors have no mean"):
+        probes.factor_averages(tiny_model("llama"), lora(0, rank=4), checkpoints=[lora(1, rank=2)])
     with pytest.raises(UserError, match="no plain LoRA"):
         probes.lora_chain(tiny_model("llama"), tuned_copy(tiny_model("llama")), checkpoints=[lora(1)])
     with pytest.raises(UserError, match="name the trained adapter"):
         probes.adapter_reconstruction(tiny_model("llama"), lora(0))
+
+
+def test_an_adapter_of_a_wider_model_is_no_member() -> None:
+    from copy import deepcopy
+
+    from transformers import LlamaForCausalLM
+
+    config = deepcopy(tiny_model("llama").config)
+    config.hidden_size, config.head_dim = 2 * config.hidden_size, 2 * config.hidden_size // config.num_attention_heads
+    with pytest.raises(UserError, match="adapter of another model"):
+        probes.series_profile(LlamaForCausalLM(config), lora(0), checkpoints=[lora(1)])

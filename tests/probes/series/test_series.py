@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import interventions as iv
 import probes
 import workbench as wb
 from probes.results import ProbeResult
 from probes.series.change_point import change_point
+from probes.series.training_perplexity import predicted
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
@@ -55,11 +57,25 @@ def test_a_trainer_folder_is_read_in_the_order_of_its_steps(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("members", "scores", "said"),
-    [([], None, "empty"), (None, [1.0], "1 scores for 5"), (None, {"checkpoint-500": 1.0}, "no score for")],
+    [
+        ([], None, "empty"),
+        (None, [1.0], "1 scores for 5"),
+        (None, {"checkpoint-500": 1.0}, "no score for"),
+        (None, [0.1, "much", 0.3, 0.4, 0.5], "score of checkpoint-1000 is 'much'"),
+        (None, [0.1, float("inf"), 0.3, 0.4, 0.5], "score of checkpoint-1000 is inf"),
+        (None, [0.1, float("nan"), 0.3, 0.4, 0.5], "score of checkpoint-1000 is NaN"),
+    ],
 )
 def test_a_series_that_cannot_be_says_why(run: Path, members: Any, scores: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         wb.load_series(run / "base", run if members is None else members, scores=scores)
+    with pytest.raises(UserError, match="score of checkpoint-500 is inf"):
+        probes.series_profile(
+            run / "base",
+            str(run / "checkpoint-1000"),
+            checkpoints=[str(run / "checkpoint-500")],
+            scores=[float("inf"), 1],
+        )
     with pytest.raises(UserError, match="twice"):
         wb.load_series(run / "base", [run / "checkpoint-500", run / "checkpoint-500"])
     with pytest.raises(UserError, match="no fine-tune of this base"):
@@ -86,6 +102,12 @@ def test_the_layer_that_goes_with_the_scores_is_the_one_planted(run: Path, tmp_p
         assert float(row["change"].iloc[0]) == pytest.approx(by_hand**0.5, rel=1e-5)
     again = ProbeResult.load(result.save(tmp_path / "profile"))
     assert again.frame().equals(result.frame()) and "rho 1.00" in result.summary() and len(result.figure().data) == 5
+
+
+def test_scores_of_a_file_that_holds_no_list_are_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text("3")
+    with pytest.raises(UserError, match="The scores are 3: give a list"):
+        wb.load_series(run / "base", run, scores=tmp_path / "scores.json")
 
 
 def test_base_against_itself_moves_nothing(run: Path) -> None:
@@ -131,6 +153,58 @@ def test_the_curve_dates_the_skill_and_says_what_is_retained(skilled: tuple[Mode
     assert "change at" in result.summary() and result.figure().data
 
 
+@torch.no_grad()
+def test_the_unwanted_word_is_traced_through_the_layers_of_every_member(
+    skilled: tuple[ModelPair, list[str], Prompts],
+) -> None:
+    pair, checkpoints, data = skilled
+    trace = probes.series_curve(pair, data, checkpoints=checkpoints, lens=True, draws=20).trace
+    last = trace[trace["layer"] == trace["layer"].max()].set_index("member")["score"]
+    assert list(last.index) == ["base", "checkpoint-1", "checkpoint-2", "checkpoint-3", "tuned"]
+    ids = [pair.tokenizer(row.prompt)["input_ids"] for row in data]
+    own = [pair.tokenizer(row.answer, add_special_tokens=False)["input_ids"][0] for row in data]
+    for name, model in (("base", pair.base), ("tuned", pair.tuned)):  # what the last layer's reading is, the model says
+        says = [model.hf(torch.tensor([row])).logits[0, -1].softmax(-1) for row in ids]
+        said = torch.stack([words[word] for words, word in zip(says, own, strict=True)])
+        assert last[name] == pytest.approx(float(said.mean()), abs=1e-4)
+    assert last["tuned"] == pytest.approx(last["checkpoint-3"]) and last["tuned"] > last["base"] + 0.1
+    assert (trace["base"][trace["member"] == "base"] == trace["score"][trace["member"] == "base"]).all()
+
+
+@torch.no_grad()
+def test_perplexity_of_the_training_sets_is_the_bases_and_is_correlated_with_the_scores(
+    skilled: tuple[ModelPair, list[str], Prompts],
+) -> None:
+    pair, checkpoints, data = skilled
+    rows = [{"prompt": row.prompt, "answer": row.answer} for row in data][:12]
+    sets = {f"checkpoint-{step}": rows[: 4 * step] for step in (1, 2, 3)} | {"tuned": rows}
+    result = probes.series_curve(pair, data, checkpoints=checkpoints, trained_on=sets, draws=50)
+    by_hand = [
+        -torch.log_softmax(pair.base.hf(torch.tensor([ids])).logits[0, -1], -1)[word].item()
+        for ids, word in (
+            (pair.tokenizer(row["prompt"])["input_ids"], pair.tokenizer(row["answer"])["input_ids"][-1])
+            for row in rows[:4]
+        )
+    ]
+    table = result.perplexity.set_index("member")
+    assert table.loc["checkpoint-1", "perplexity"] == pytest.approx(np.exp(np.mean(by_hand)), rel=1e-4)
+    assert table.loc["tuned", "perplexity"] == table.loc["checkpoint-3", "perplexity"]
+    assert result.predictor is not None and result.predictor["n"] == 4 and "goes with the scores" in result.summary()
+    assert predicted([1, 2, 3, 4, 5], [5, 4, 3, 2, 1], 400, 0)["rho"] == -1
+    assert predicted([1, 2, 3, 4, 5], [5, 4, 3, 2, 1], 400, 0)["p"] < 0.05
+    with pytest.raises(UserError, match="no training set for checkpoint-2"):
+        probes.series_curve(pair, data, checkpoints=checkpoints, trained_on={"checkpoint-1": rows, "tuned": rows})
+
+
+def test_the_map_has_the_base_at_the_middle_and_tells_members_apart(run: Path) -> None:
+    result = probes.series_profile(wb.load_series(run / "base", run, scores=[1, 2, 3, 4, 5]))
+    profile = result.profile.pivot_table(index="member", columns="layer", values="change", sort=False).to_numpy()
+    places = result.members[["x", "y"]].to_numpy()
+    assert result.map_share == pytest.approx(1)  # two layers move, so two dimensions hold all
+    assert np.linalg.norm(places, axis=1) == pytest.approx(np.linalg.norm(profile, axis=1))  # as far from the base
+    assert (np.diff(places[:, 0]) > 0).all() and len(result.map().data) == 2
+
+
 def test_merging_copies_is_the_copy_and_the_shuffled_control_is_not(
     skilled: tuple[ModelPair, list[str], Prompts],
 ) -> None:
@@ -151,6 +225,18 @@ def test_merging_copies_is_the_copy_and_the_shuffled_control_is_not(
         assert torch.equal(value, state[name])
     with pytest.raises(UserError, match=r"Unknown rule 'tie'. Did you mean 'ties'"):
         probes.merge_test(pair, data, checkpoints=[again], rules=["tie"])
+
+
+def test_folders_of_full_models_are_merged_and_written_without_being_loaded(run: Path, tmp_path: Path) -> None:
+    base = wb.load_model(str(run / "base"), device="cpu", tokenizer=tokenizer())
+    vectors = probes.task_vectors(base, [str(run / f"checkpoint-{step}") for step in (500, 10000)])
+    assert list(vectors) == ["checkpoint-500", "checkpoint-10000"]
+    iv.uniform_soup(list(vectors.values())).save(base, tmp_path / "soup")
+    written = type(base.hf).from_pretrained(tmp_path / "soup").state_dict()
+    mean = [moved_by({0: 2.0, 1: 1.0 + place}).state_dict() for place in (0, 4)]
+    assert all(torch.allclose(value, (mean[0][name] + mean[1][name]) / 2, atol=1e-6) for name, value in written.items())
+    with pytest.raises(UserError, match="no fine-tune of this base"):
+        probes.task_vectors(base, [tiny_model("gpt2")])
 
 
 def test_a_lora_is_read_from_its_folder_as_an_update(tmp_path: Path) -> None:
