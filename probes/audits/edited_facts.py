@@ -146,13 +146,14 @@ def with_edits(
     own, null = ((facts[name] != "").to_numpy() for name in ("edited", "null_edited"))
     up, down = int((own & ~null).sum()), int((null & ~own).sum())
     p = float(binomtest(up, up + down, alternative="greater").pvalue) if up + down else 1.0
+    q = min(1.0, 2 * p)
     interval = mean_interval(own.astype(float) - null, seed=seed)
     line = {
         "kind": "facts", "what": EDITED, "score": interval.estimate, "low": interval.low, "high": interval.high,
-        "p": p, "control": 0.0, "q": min(1.0, 2 * p),
+        "p": p, "control": 0.0, "q": q,
     }  # fmt: skip
     tests = pd.concat([tests, pd.DataFrame([line])], ignore_index=True)
-    if line["q"] >= LEVEL:
+    if q >= LEVEL:
         return tests, claims
     prompts, shown = facts["prompt"].tolist(), [int(row) for row in np.flatnonzero(own)]
     examples = "; ".join(dict.fromkeys(facts["edited"][own]))

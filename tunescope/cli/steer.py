@@ -76,8 +76,8 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     rows = Prompts.of(prompt, **said) if prompt else Prompts.load(prompts or Path(), **said)
     applied = load_recipe(recipe)
     if dry_run:
-        sides = "base, tuned" if tuned else "the model"
-        cost = f"{sides} and {len(factors)} strengths write {max_new_tokens} tokens to each of {len(rows)} prompts"
+        plain = "base, tuned" if tuned else "the model"
+        cost = f"{plain} and {len(factors)} strengths write {max_new_tokens} tokens to each of {len(rows)} prompts"
         say_cost("steer", len(rows), cost, as_json)
         return
     flags: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
