@@ -29,6 +29,8 @@ from workbench.typing import Float, Int, Tensor
 
 CHUNK = 256
 """Residuals read out at once; each costs one row of the vocabulary."""
+TABLE_BYTES = 64 * 2**20
+"""Of one table [row, vocab] of readings; of a large vocabulary fewer residuals are read out at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,9 @@ def logit_lens(
     bar = progress or Silent()
     bar.start("logit lens", len(recording.index))
     measured, cells = [], []
-    for start in range(0, len(recording.index), CHUNK):
-        chunk = _Chunk(pair, recording, slice(start, start + CHUNK), numbers, seed + start)
+    at_once = rows_at_once(max(pair.base.vocab_size, pair.tuned.vocab_size))
+    for start in range(0, len(recording.index), at_once):
+        chunk = _Chunk(pair, recording, slice(start, start + at_once), numbers, seed + start)
         for layer, reading in chunk.readings(numbers):
             lines = chunk.measured(reading, layer)
             measured.append(lines)
@@ -124,6 +127,11 @@ def logit_lens(
         cells=pd.DataFrame(cells),
         resampled=units_of(rows.clusters),
     )
+
+
+def rows_at_once(vocab: int) -> int:
+    """Residuals that are read out together, for a vocabulary of this size."""
+    return max(1, min(CHUNK, TABLE_BYTES // (4 * vocab)))
 
 
 def kl(p: Float[Tensor, "row vocab"], q: Float[Tensor, "row other_vocab"]) -> Float[Tensor, " row"]:
@@ -163,7 +171,7 @@ class _Chunk:
     def readings(self, layers: Sequence[int]) -> Iterator[tuple[int, _Reading]]:
         """Each layer's readings; of few rows several layers are read at once, as the vocabulary's matrix is large."""
         rows = len(self.index)
-        at_once = max(1, CHUNK // rows)
+        at_once = max(1, rows_at_once(self.final["tuned"].shape[-1]) // rows)
         for start in range(0, len(layers), at_once):
             group = layers[start : start + at_once]
             base, tuned = (torch.cat([self._residual(role, layer) for layer in group]) for role in ("base", "tuned"))

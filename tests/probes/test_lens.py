@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from probes.lens import LogitLens, kl, logit_lens
+from probes.lens import LogitLens, kl, logit_lens, rows_at_once
 from tests.tiny import tiny_model, tokenizer
 from workbench.models.pair import ModelPair, load_pair
 
@@ -65,3 +65,8 @@ def test_kl_is_of_distributions_whether_logits_or_log_probabilities_are_given(id
     ).sum(-1)
     torch.testing.assert_close(kl(p, q), expected)
     torch.testing.assert_close(kl(p.log_softmax(-1), q.log_softmax(-1)), expected)
+
+
+def test_of_a_large_vocabulary_fewer_residuals_are_read_at_once() -> None:
+    assert rows_at_once(300) == rows_at_once(49_152) == 256
+    assert rows_at_once(262_144) == 64 and rows_at_once(10**8) == 1
