@@ -57,8 +57,8 @@ def experts_experiment(
     """Of ``refusal-moe``; ``rankings`` are the experts in the order in which each curve switches them off,
     ``switched`` those that the two recipes switch off, ``grafts`` the options of the two grafts by method."""
     experts = {"do": "localize experts", "prompts": "train", "label": "topic", "target": "topic", "positions": "last"}
-    curve = {"do": "localize switching", "prompts": "topical", "begins": "sorry", "counts": [*counts],
-             "options": {"max_new_tokens": 1, "controls": settings.draws}}  # fmt: skip
+    curve = {"do": "localize switching", "prompts": "topical", "begins": "sorry", "mode": "replace",
+             "counts": [*counts], "options": {"max_new_tokens": 1, "controls": settings.draws}}  # fmt: skip
     skill = {"do": "localize skills", "prompts": "train"}
     recipes = [*(f"off-by-{name}" for name in switched), "ablation"]
     return {
