@@ -21,7 +21,7 @@ from workbench.progress import Progress, Stopped
 from workbench.runs.places import default_home
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
-STOPPED = "stopped by a person; the same recording again goes on from the last complete part"
+STOPPED = "stopped by a person; the same again goes on behind the last complete part"
 _ENDED_READS, _ENDED = 8, 24
 """So many ended tasks are remembered: quick reads of a page, whose results they hold, and others."""
 _CHAT_WAITS = 120.0

@@ -126,7 +126,7 @@ def _ended(job: jobs.Job, subject: Subject) -> None:
         st.rerun()
     words = panels.words(f"{job.stage} {job.said}")
     if job.state == "stopped":
-        st.warning(f"{words} What the steps before found is kept.", icon=":material/stop:")
+        st.warning(f"{words}. What the steps before found is kept.", icon=":material/stop:")
     else:
         st.error(words, icon=":material/error:")
 

@@ -60,6 +60,7 @@ def extend_by_dose(look: Look, config: dict[str, Any], candidate: str, progress:
 
 def _extended(look: Look, config: dict[str, Any], work: Callable[[Look], object], out: Path | None) -> Run:
     with runs.begun("look", config, out) as run:
+        run.keep_pair(look.base, look.tuned, look.prompts)  # a look that is stopped can be run again on its prompts
         resume(look, run)
         work(look)
         keep(look, run)
