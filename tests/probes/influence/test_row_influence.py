@@ -270,6 +270,13 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     assert back.top(3) == found.top(3) and len(back.benchmark) == 4
 
 
+def in_halves(queries: Prompts) -> Prompts:
+    """With a column of two sub-tasks."""
+    return Prompts.of([
+        {**row.as_dict(), "group": None, "half": row.as_dict()["fact"] in ("box", "jug", "vow")} for row in queries
+    ])  # fmt: skip
+
+
 def calls_of_row_influence() -> Calls:
     both, scratch = organism(), Path(tempfile.mkdtemp())
     both.adapter.save_pretrained(scratch / "early")
@@ -282,6 +289,5 @@ def calls_of_row_influence() -> Calls:
          "embeddings": False, "batch_size": 3, "store": str(scratch / "store"), "rates": [1.0, 2.0],
          "checkpoints": [str(scratch / "early")]},
         {**common, "direction": str(scratch / "direction.json")},
-        {**common, "queries": [{**row.as_dict(), "group": None, "half": row.as_dict()["fact"] in ("box", "jug", "vow")}
-                               for row in query_rows()], "subtasks": "half"},
+        {**common, "queries": in_halves(query_rows()), "subtasks": "half"},
     ])  # fmt: skip
