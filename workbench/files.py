@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import json
@@ -138,3 +139,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def closest_sibling(path: Path) -> str:
+    """A sentence naming the sibling a mistyped path was meant to be, when there is one."""
+    if not path.parent.is_dir():
+        return f" Its parent {path.parent} does not exist either; check the path."
+    siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    return f" Did you mean {path.parent / close[0]}?" if close else " Check the path."

@@ -11,6 +11,7 @@ from tunescope.experiments.inputs import PairSpec
 from tunescope.experiments.schema import Experiment
 from workbench.argument_checks import check_labels
 from workbench.errors import UserError
+from workbench.files import closest_sibling
 from workbench.method_index import Entry
 from workbench.methods import Method
 from workbench.prompts import Prompts
@@ -27,7 +28,7 @@ def check_pair(method: Method | Entry, pair: PairSpec) -> None:
     for role in ("base", "tuned"):
         name = getattr(pair, role)
         if name and _is_path(name) and not Path(name).expanduser().exists():
-            raise UserError(f"There is no {role} model {name}: check the path.")
+            raise UserError(f"There is no {role} model {name}.{closest_sibling(Path(name).expanduser())}")
     if method.needs.experts and pair.base is not None:
         config = _config(Path(pair.base).expanduser())
         if config is not None and not _names_experts(config):
@@ -71,7 +72,7 @@ def check_paths(**paths: str | Path | None) -> None:
         written = None if path is None else Path(path).expanduser()
         if written is not None and (isinstance(path, Path) or _is_path(str(path))) and not written.exists():
             what = "file" if name == "prompts" else f"{name} model"
-            raise UserError(f"There is no {what} {path}: check the path.")
+            raise UserError(f"There is no {what} {path}.{closest_sibling(written)}")
 
 
 def check_prompts(method: Method, experiment: Experiment, limit: int | None = None) -> Prompts | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import NotSupported, UserError
+from workbench.files import closest_sibling
 from workbench.models import checkpoints, gguf_files, hub
 
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
@@ -118,18 +118,9 @@ def describe(
         return _describe_folder(path / subfolder, subfolder, flags)
     parsed = hub.parse_id(model) if isinstance(model, str) else None
     if parsed is None or Path(parsed[0].split("/")[0]).is_dir():
-        raise UserError(f"There is no folder {path}.{_closest(path)}")
+        raise UserError(f"There is no folder {path}.{closest_sibling(path)}")
     repo, inner, pinned = parsed
     return _describe_repo(hub.resolve(repo, revision or pinned), subfolder or inner, flags)
-
-
-def _closest(path: Path) -> str:
-    """A sentence naming the sibling a mistyped path was meant to be, when there is one."""
-    if not path.parent.is_dir():
-        return f" Its parent {path.parent} does not exist either; check the path."
-    siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-    return f" Did you mean {path.parent / close[0]}?" if close else " Check the path."
 
 
 def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Source:
@@ -138,7 +129,7 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
     if folder.is_file():
         raise UserError(f"{folder} is a file; give the folder that holds it and its config.json.")
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.{_closest(folder)}")
+        raise UserError(f"There is no folder {folder}.{closest_sibling(folder)}")
     names = checkpoints.listing(folder)
     if "attachment.json" in names:
         raise NotSupported(

@@ -65,8 +65,8 @@ def _adapter(folder: Path) -> None:
 
 
 CASES: dict[str, tuple[dict[str, str], str]] = {
-    "missing folder": ({"base": "./bas"}, "There is no folder bas. Did you mean base?"),
-    "missing file": ({"prompts": "q.jsonl"}, "There is no prompt file at q.jsonl"),
+    "missing folder": ({"base": "./bas"}, "There is no base model ./bas. Did you mean base?"),
+    "missing file": ({"prompts": "q.jsonl"}, "There is no file q.jsonl."),
     "a file for a folder": ({"tuned": "file"}, "file is a file; give the folder"),
     "another architecture": ({"tuned": "gpt2"}, "model_type is 'llama' in the base and 'gpt2' in the tuned"),
     "another width": ({"tuned": "narrow"}, "hidden_size is 64 in the base and 32 in the tuned model"),
