@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -161,4 +160,4 @@ def test_factors_that_are_no_numbers_are_told(home: Path, tmp_path: Path, wrong:
         probes.weight_delta(home / "base", adapter), probes.weight_delta(wb.load_pair(home / "base", adapter))
     ):  # fmt: skip
         assert "1 weights hold NaN or infinite entries" in result.summary()
-        assert np.isfinite(result.table["frobenius"]).all(), "norms are over the entries that are numbers"
+        assert result.table["frobenius"].notna().all()
