@@ -81,7 +81,7 @@ def test_statistics_only(folders: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"base": "./nowhere"}, "There is no folder"),
+        ({"base": "./nowhere"}, "There is no base model"),
         ({"tuned": "narrow"}, "hidden_size"),
         ({"prompts": "broken.jsonl"}, "line 2"),
         ({"prompts": "empty.jsonl"}, "empty.jsonl"),
