@@ -145,6 +145,9 @@ class Method:
 
 _METHODS: dict[str, Method] = {}
 
+_LAZY = ("interventions", "probes", "workbench")
+"""Packages whose functions are imported on first use, so that a file of the same name would come before them."""
+
 
 def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     name: str,
@@ -187,13 +190,13 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         any_adapter: What its q is about, where that q is small for null adapters too: "whether states moved at all".
 
     Raises:
-        ValueError: The name is taken by another function, or a file of a package bears the function's name, by which
-            its import would hide the function.
+        ValueError: The name is taken by another function, or a file of ours bears the function's name, by which its
+            import would hide the function.
     """
 
     def register(call: Registered) -> Registered:
         package, _, file = call.__module__.partition(".")
-        if file == call.__name__:
+        if file == call.__name__ and package in _LAZY:
             raise ValueError(f"{package}/{file}.py would hide {package}.{file}: give the file another name")
         if kind == "probe" and not takes_limit(call):
             call = with_limit(_with_settings(call, (*ROLES, reads, "device")), reads)
