@@ -7,7 +7,8 @@ import pandas as pd
 from tests.tiny import tiny_model, tokenizer
 from tunescope.look.blind import are_shipped, what_it_was_tuned_for
 from tunescope.look.notes import CHANGED
-from tunescope.look.steps import PASSES, Look, general_questions
+from tunescope.look.questions import general_questions
+from tunescope.look.steps import PASSES, Look
 from workbench.models.pair import load_pair
 from workbench.progress import Silent
 from workbench.prompts import Prompts
