@@ -91,6 +91,14 @@ def test_bad_input_is_told_before_any_edit() -> None:
         probes.edit_sites(pair(), Prompts.of(["a", "b"]))
 
 
+def test_an_edit_stops_once_every_fact_is_written() -> None:
+    options = {"locality": LOCAL, "locality_tokens": 2, "layers": [2], "batch_size": 2, "learning_rate": 1e-2}
+    whole = probes.edit_sites(pair(), FACTS, epochs=40, early=False, **options).table.iloc[0]
+    early = probes.edit_sites(pair(), FACTS, epochs=40, **options).table.iloc[0]
+    assert whole["epochs"] == 40 and early["epochs"] < 30 and early["reliability"] == 1
+    assert early["locality"] >= whole["locality"]
+
+
 def test_a_prompt_is_not_both_kept_and_measured() -> None:
     both = pair()
     options = {"locality": LOCAL, "locality_tokens": 2, "layers": [2], "batch_size": 8, "learning_rate": 1e-2}
