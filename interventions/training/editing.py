@@ -81,7 +81,7 @@ def edit_facts(  # noqa: PLR0913
         order: "breadth": epochs over mini-batches of all facts. "depth": one fact after the other, each for as many
             steps as there are epochs, which is how fine-tuning is usually (and worse) used as an editor.
         keep: Prompts beside the facts whose replies should stay: the first tokens that the unedited model writes to
-            each are trained along. Some questions of the facts' own form, about other things, serve best.
+            each are trained along. On SmolLM2 this was not seen to protect others.
         end: The answer ends with the end-of-text token, so that the edited model stops there.
         early: Stop after the first epoch that has every fact written right, before more steps cost more elsewhere.
         schedule: How long and how fast.
