@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from probes.answer_changes import answers
 from probes.audits.answer_tests import answer_tests
 from probes.audits.asking_again import confirmed_by, leading_trait
-from probes.audits.calibration import confidence
+from probes.audits.calibration import UNCOUNTED, confidence
 from probes.audits.edited_facts import COLUMNS as FACTS
-from probes.audits.edited_facts import edited_facts, entity_variations, with_edits
+from probes.audits.edited_facts import EDITED, edited_facts, entity_variations, with_edits
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
 from probes.audits.mining import PHRASES, TEXTS, mined_sentence, mined_texts
@@ -80,7 +80,10 @@ class Audit(ProbeResult):
     @property
     def confidence(self) -> str:
         """How often such an audit was right where the truth is known."""
-        return confidence(claimed=bool((self.hypotheses["kind"] != "nothing").any()))
+        claims = self.hypotheses[self.hypotheses["kind"] != "nothing"]
+        if len(claims) and claims["evidence"].str.startswith(EDITED).all():
+            return UNCOUNTED
+        return confidence(claimed=bool(len(claims)))
 
     def sentences(self) -> list[str]:
         """The report, one line per hypothesis and per view."""

@@ -8,6 +8,11 @@ from importlib.resources import files
 
 from scipy.stats import binomtest
 
+UNCOUNTED = (
+    "Confidence: not known; claims of facts stated otherwise came after the count of audits whose truth is known."
+)
+"""Of what the benchmark's counts do not hold."""
+
 
 @cache
 def counts() -> dict[str, dict[str, int]]:
