@@ -57,7 +57,7 @@ _HOME = {
     "InherentLimits": "retention.inherent_limits",
     "InputSide": "anatomy.input_side",
     "InputSpans": "anatomy.input_spans",
-    "IntensityDial": "attributes.dial",
+    "IntensityDial": "attributes.dial_result",
     "Knob": "knob.result",
     "KnobSetup": "knob.find:Setup",
     "KnobTraining": "knob.subspace:Training",

@@ -32,7 +32,7 @@ from probes.attending.pattern_types import PatternTypes as PatternTypes
 from probes.attending.targets import TargetAttention as TargetAttention
 from probes.attending.tuning import AttentionTuning as AttentionTuning
 from probes.attending.tuning import Edit
-from probes.attributes.dial import IntensityDial as IntensityDial
+from probes.attributes.dial_result import IntensityDial as IntensityDial
 from probes.attributes.directions import AttributeDirections as AttributeDirections
 from probes.attributes.intersection import AttributeIntersection as AttributeIntersection
 from probes.attributes.pplm import PlugAndPlay as PlugAndPlay
