@@ -3,6 +3,8 @@
 vLLM's external launcher has one worker in each process, and processes that are given the same requests in the same
 order compute together. So hooks act in each of them on its own copy of what passes: resid_post, attn_out and mlp_out
 are whole on every rank. What is read comes from this process, rank 0.
+
+Calls go pickled through a pipe from this process to its own children; nothing is unpickled from a file or a socket.
 """
 
 from __future__ import annotations
