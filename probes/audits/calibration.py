@@ -34,6 +34,7 @@ def confidence(*, claimed: bool) -> str:
     what = "claimed a behaviour" if claimed else "claimed none"
     right = "it was the planted one" if claimed else "there was none to find"
     return (
-        f"Confidence: of {own['n']} audits of pairs whose tuning is known that {what}, {right} in {own['right']} "
-        f"[{bounds.low:.0%}, {bounds.high:.0%}]."
+        f"Confidence: of {own['n']} audits of our own test pairs that {what}, {right} in {own['right']} "
+        f"[{bounds.low:.0%}, {bounds.high:.0%}]; a tuning that the questions hardly meet is none of those, so read the "
+        "prompts and the mined texts too."
     )
