@@ -171,6 +171,13 @@ def test_a_control_task_that_is_told_as_well_is_said() -> None:
     assert ("told as well as the labels" in found.summary()) == ("neither" in set(found.table["readable"]))
 
 
+def test_a_margin_that_so_few_prompts_cannot_decide_is_said() -> None:
+    for margin, narrow in ((0.05, True), (0.5, False)):
+        found = probes.probe_suite(recorded(0), folds=3, margin=margin)
+        assert ("too narrow" in found.summary()) == narrow
+        assert set(found.table["outcome"]) == ({"undecided"} if narrow else {"equivalent"})
+
+
 NULLS: dict[str, Any] = {
     "probe_suite": lambda: probes.probe_suite(recorded(0), folds=3),
     "class_separability": lambda: probes.class_separability(recorded(0), draws=30),
