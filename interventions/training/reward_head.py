@@ -84,9 +84,10 @@ def train_reward_head(
     """Fit a scalar head on a frozen model so that each row's ``answer`` is worth more than its ``distractor``.
 
     The loss is -log sigmoid(r(answer) - r(distractor)) with an L2 penalty, which is convex: the fit does not hang on a
-    seed. Whether it says anything of other rows is measured with it: up to five folds by group, each ranked by a head that
-    did not see it, beside heads that learnt the same rows with random preferences. Where the same answers are asked for in two contexts with the preference turned around, a context-conditioned
-    reward model is what can tell them apart.
+    seed. Whether it says anything of other rows is measured with it: up to five folds by group, each ranked by a head
+    that did not see it, beside heads that learnt the same rows with random preferences. Where the same answers are
+    asked for in two contexts with the preference turned around, a context-conditioned reward model is what can tell
+    them apart.
 
     Args:
         model: A model; its weights stay as they are.

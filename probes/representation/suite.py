@@ -83,8 +83,8 @@ class ProbeSuite(ProbeResult):
         narrow = "" if self.decidable else ", too narrow for so few: a cell without any change is undecided too"
         return (
             f"{len(self.classes)} classes from {len(self.table)} cells, {self.kind} probe: {said} (margin "
-            f"{self.margin:g}{narrow}); {tops}; largest class {self.chance:.1%}{warning}; over {self.resampled}. Control: "
-            f"{self.control}"
+            f"{self.margin:g}{narrow}); {tops}; largest class {self.chance:.1%}{warning}; over {self.resampled}. "
+            f"Control: {self.control}"
         )
 
 
