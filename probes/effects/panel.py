@@ -58,13 +58,23 @@ class EffectPanel(ProbeResult):
     def summary(self) -> str:
         """The verdict, or the largest change."""
         if self.verdict:
-            return f"{self.heading}: {self.verdict}. Control: {self.control}"
+            return f"{self.heading}: {self.verdict}{self._nothing_right()}. Control: {self.control}"
         changes = self.table[self.table["model"] == CHANGE]
         shown = changes if len(changes) else self.table
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}] {self.measured}, p = {row['p']:.2g}. Control: {self.control}"
+            f"{row['high']:.3g}] {self.measured}, p = {row['p']:.2g}{self._nothing_right()}. Control: {self.control}"
+        )
+
+    def _nothing_right(self) -> str:
+        """A caution where no answer is right: chat models seldom begin with the answer itself."""
+        own = self.table[self.table["model"].isin(("base", "tuned"))]
+        if not self.measured.startswith("accuracy") or not len(own) or (own["score"] != 0).any():
+            return ""
+        return (
+            ". No answer is right by its first token, under either model, so nothing can be told: models that answer "
+            "in sentences need metric contained"
         )
 
 

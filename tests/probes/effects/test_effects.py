@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def test_a_base_against_itself_shows_nothing(name: str, tmp_path: Path) -> None:
     assert found.figure().data and found.summary() and found.control
     again = ProbeResult.load(found.save(tmp_path / "panel"))
     assert again.frame().equals(found.frame()) and again.values.equals(found.values)
+
+
+def test_that_no_answer_is_right_by_its_first_token_is_said() -> None:
+    found: EffectPanel = NULLS["skill_profile"](pair_of(0))
+    wrong = replace(found, measured="accuracy", table=found.table.assign(score=0.0))
+    assert "metric contained" in wrong.summary() and "metric contained" not in found.summary()
+    assert "metric contained" not in replace(wrong, measured="contained").summary()
 
 
 def test_intervals_of_shares_and_changes_that_agree_are_exact() -> None:
