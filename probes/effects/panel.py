@@ -23,6 +23,12 @@ from workbench.typing import Float, Int
 CHANGE = "tuned - base"
 """The model column of a line that compares both."""
 COMPARED = (CHANGE, "base - tuned")
+_LONGER = "allow longer answers (max_new_tokens), or take another metric"
+_ADVICE = {
+    "accuracy": "it reads the first token alone, so take metric contained where models answer in sentences",
+    "contained": _LONGER, "answered": _LONGER, "exact_match": _LONGER,
+}  # fmt: skip
+"""Metric of right answers -> what to do where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +74,11 @@ class EffectPanel(ProbeResult):
         )
 
     def _nothing_right(self) -> str:
-        """A caution where no answer is right: chat models seldom begin with the answer itself."""
-        own = self.table[self.table["model"].isin(("base", "tuned"))]
-        if not self.measured.startswith("accuracy") or not len(own) or (own["score"] != 0).any():
+        """A caution where no answer is right: chat models seldom begin with it, and may not come to it."""
+        own, metric = self.table[self.table["model"].isin(("base", "tuned"))], self.measured.partition(",")[0]
+        if metric not in _ADVICE or not len(own) or (own["score"] != 0).any():
             return ""
-        return (
-            ". No answer is right by its first token, under either model, so nothing can be told: models that answer "
-            "in sentences need metric contained"
-        )
+        return f". No answer is right ({metric}) under either model, so nothing can be told: {_ADVICE[metric]}"
 
 
 def interval_of(

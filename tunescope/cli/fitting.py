@@ -15,18 +15,14 @@ _FOLD = 20
 
 def texts_of(columns: Mapping[str, Sequence[str]]) -> set[str]:
     """The columns (name -> its header and cells) that hold texts."""
-    return {
-        name for name, cells in columns.items() if any(cell_len(cell) > _PROSE and " " in cell for cell in cells)
-    }
+    return {name for name, cells in columns.items() if any(cell_len(cell) > _PROSE and " " in cell for cell in cells)}
 
 
 def left_out(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
     """The columns for which ``width`` signs have no room: texts have theirs first, folded, then the first others that
     fit. The very first stays in any case."""
     texts, names = texts_of(columns), list(columns)
-    needed = {
-        name: (_FOLD if name in texts else max(map(cell_len, cells))) + _GAP for name, cells in columns.items()
-    }
+    needed = {name: (_FOLD if name in texts else max(map(cell_len, cells))) + _GAP for name, cells in columns.items()}
     room = width - 1 - sum(needed[name] for name in names[:1])
     without = set()
     for name in sorted(names[1:], key=lambda name: name not in texts):

@@ -128,11 +128,13 @@ def test_a_base_against_itself_shows_nothing(name: str, tmp_path: Path) -> None:
     assert again.frame().equals(found.frame()) and again.values.equals(found.values)
 
 
-def test_that_no_answer_is_right_by_its_first_token_is_said() -> None:
+def test_that_no_answer_is_right_is_said() -> None:
     found: EffectPanel = NULLS["skill_profile"](pair_of(0))
-    wrong = replace(found, measured="accuracy", table=found.table.assign(score=0.0))
-    assert "metric contained" in wrong.summary() and "metric contained" not in found.summary()
-    assert "metric contained" not in replace(wrong, measured="contained").summary()
+    none = found.table.assign(score=0.0)
+    for metric, advice in (("accuracy", "metric contained"), ("contained", "max_new_tokens")):
+        assert advice in replace(found, measured=metric, table=none).summary()
+        assert advice not in replace(found, measured=metric, table=none.assign(score=0.1)).summary()
+    assert "No answer" not in replace(found, table=none).summary(), "a probability is never right or wrong"
 
 
 def test_intervals_of_shares_and_changes_that_agree_are_exact() -> None:
