@@ -222,16 +222,22 @@ def _values(neurons_of: dict[Any, dict[str, np.ndarray]], row: Any) -> dict[str,
 def _with_intervals(
     listed: pd.DataFrame, neurons_of: Any, y: np.ndarray, clusters: np.ndarray, draws: int, seed: int
 ) -> pd.DataFrame:
-    """Percentile intervals of the listed neurons' gains over resampled prompts."""
+    """Percentile intervals of the listed neurons' gains over resampled prompts.
+
+    A neuron keeps the side of 0.5 that it is on with all prompts: distances from it, which are never negative, would
+    grow in every resample where a model is near 0.5, and leave the gain outside of its interval.
+    """
     weights = bootstrap_weights(len(y), draws, seed, clusters).astype(np.int64)
     edges = []
     for row in listed.to_dict("records"):
         own, gains = _values(neurons_of, row), []
+        side = {role: np.sign(float(row[role]) - 0.5) or 1.0 for role in own}
         for times in weights:
             again = np.repeat(np.arange(len(y)), times)
             if 0 < y[again].sum() < len(again):
-                sides = {role: areas(values[again][:, None], y[again][None])[0, 0] for role, values in own.items()}
-                gains.append(abs(sides["tuned"] - 0.5) - abs(sides["base"] - 0.5))
+                apart = {role: side[role] * (areas(values[again][:, None], y[again][None])[0, 0] - 0.5)
+                         for role, values in own.items()}  # fmt: skip
+                gains.append(apart["tuned"] - apart["base"])
         edges.append(np.quantile(gains, (0.025, 0.975)) if gains else (np.nan, np.nan))
     low, high = np.array(edges).T
     return listed.assign(low=low, high=high, n=len(y))
