@@ -70,7 +70,8 @@ class EffectPanel(ProbeResult):
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}] {self.measured}, p = {row['p']:.2g}{self._nothing_right()}. Control: {self.control}"
+            f"{row['high']:.3g}] {self.measured}, control {row['control']:+.3g}, p = {row['p']:.2g}"
+            f"{self._nothing_right()}. Control: {self.control}"
         )
 
     def _nothing_right(self) -> str:

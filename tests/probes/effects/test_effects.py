@@ -169,8 +169,10 @@ def test_confidence_and_critique_make_up_the_accuracy_after() -> None:
     assert relative == pytest.approx((0.6 - 0.4) / (0.6 + 0.2 - 0.4))
     right["tuned"]["after"] = right["tuned"]["before"].copy()  # stands by everything
     table = table_of(correction_lines(right, np.arange(60), 0))
-    own = table[table["model"] == "tuned"].set_index("group")["score"]
+    lines = table[table["model"] == "tuned"].set_index("group")
+    own = lines["score"]
     assert own["confidence (CL)"] == 1 and own["critique (CS)"] == 0
+    assert 0.8 < lines.loc["confidence (CL)", "low"] < 1 and 0 < lines.loc["critique (CS)", "high"] < 0.2
     change = table[table["model"] == "tuned - base"].set_index("group")
     assert change.loc["confidence (CL)", "low"] > 0 and change.loc["confidence (CL)", "q"] < 0.05
 
