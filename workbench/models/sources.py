@@ -216,7 +216,7 @@ def _check_config(source: Source) -> None:
     if source.kind is Kind.ADAPTER:
         check_adapter_type(source.config.get("peft_type"), source.name)
         _check_plain_factors(source.config, source.name)
-        _check_same_layers(source.config, source.name)
+        _check_same_layers_and_tokens(source.config, source.name)
         return
     from transformers import CONFIG_MAPPING
     from transformers import __version__ as version
@@ -266,11 +266,17 @@ def _check_plain_factors(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_same_layers(config: Mapping[str, Any], where: str) -> None:
+def _check_same_layers_and_tokens(config: Mapping[str, Any], where: str) -> None:
     if config.get("layer_replication"):
         raise NotSupported(
             f"{where} repeats layers of its base (layer_replication), so the layers of the two models do not line up: "
             "give an adapter that keeps the base's layers."
+        )
+    if config.get("alora_invocation_tokens"):
+        raise NotSupported(
+            f"{where} is an activated LoRA (alora_invocation_tokens): it acts from a phrase of the prompt on, which no "
+            "method here follows; take alora_invocation_tokens out of a copy of its adapter_config.json to see it as "
+            "a LoRA that acts at every token."
         )
 
 
@@ -283,7 +289,8 @@ def _describe_loaded(model: Any) -> Source:
     if isinstance(model, PeftModel):
         config = model.active_peft_config
         check_adapter_type(config.peft_type, "The PeftModel")
-        _check_same_layers(config.to_dict(), "The PeftModel")
+        for each in model.peft_config.values():
+            _check_same_layers_and_tokens(each.to_dict(), "The PeftModel")
         return Source(Kind.PEFT, _name_of(model.get_base_model()), config.to_dict(), model=model)
     if not isinstance(model, PreTrainedModel):
         if isinstance(getattr(model, "_orig_mod", None), PreTrainedModel):
