@@ -130,6 +130,7 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
         raise UserError(f"{folder} is a file; give the folder that holds it and its config.json.")
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.{closest_sibling(folder)}")
+    _check_entries(folder)
     names = checkpoints.listing(folder)
     if "attachment.json" in names:
         raise NotSupported(
@@ -147,6 +148,13 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
             with checkpoints.opened(path):
                 pass
     return source
+
+
+def _check_entries(folder: Path) -> None:
+    """Loaders open whatever bears the right name, and a pipe or a device has no end to read to."""
+    for entry in folder.iterdir():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise UserError(f"{entry} is no regular file (a pipe, a socket or a device): take it out of the folder.")
 
 
 def _describe_gguf(file: Path, flags: dict[str, Any], *, name: str = "", revision: str | None = None) -> Source:
