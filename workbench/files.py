@@ -19,6 +19,8 @@ from typing import Any
 from workbench.errors import UserError
 
 PARTIAL = ".partial-"
+MOST_TEXT = 256 * 2**20
+"""Bytes of a file of settings or results that is read whole; the largest known tokenizer takes 35 MB."""
 
 # EFBIG and EDQUOT are what a file-size limit and a quota answer; for the person all three are a full disk.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -42,7 +44,7 @@ def check_file(path: Path, most: int | None = None) -> Path:
     return path
 
 
-def file_text(path: Path, most: int = 256 * 2**20) -> str:
+def file_text(path: Path, most: int = MOST_TEXT) -> str:
     """The UTF-8 text of a file. Raises as :func:`check_file` does, and ValueError for what is no UTF-8."""
     return check_file(path, most).read_text(encoding="utf-8")
 

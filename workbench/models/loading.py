@@ -341,7 +341,7 @@ def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
         _config_in(folder, reading, str(folder))  # what the tokenizer's class is chosen by
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
-    except (ValueError, OSError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, KeyError, TypeError, RecursionError, StrictDataclassError) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:
         if type(error) is not Exception or not file.is_file():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import NotSupported, UserError
-from workbench.files import closest_sibling
+from workbench.files import MOST_TEXT, closest_sibling
 from workbench.models import checkpoints, gguf_files, hub
 
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
@@ -31,6 +31,10 @@ class Kind(StrEnum):
     LOADED = "loaded model"  # a transformers PreTrainedModel
     PEFT = "PeftModel"  # a base with adapters on it, already loaded
     ATTACHED = "attachment"  # a module or prompt rows of a kind of ours, beside a base: a folder, or one just trained
+
+
+_SETTINGS = re.compile(r"(config|tokenizer|token|vocab|merges|template|index).*\.(json|txt|jinja|model)$")
+"""Files that loaders read whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +155,12 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
 
 
 def _check_entries(folder: Path) -> None:
-    """Loaders open whatever bears the right name, and a pipe or a device has no end to read to."""
+    """Loaders open whatever bears the right name: a pipe or a device has no end, and a settings file is read whole."""
     for entry in folder.iterdir():
         if entry.exists() and not (entry.is_file() or entry.is_dir()):
             raise UserError(f"{entry} is no regular file (a pipe, a socket or a device): take it out of the folder.")
+        if _SETTINGS.search(entry.name) and entry.is_file() and entry.stat().st_size > MOST_TEXT:
+            raise UserError(f"{entry} holds {entry.stat().st_size:,} bytes, of {MOST_TEXT:,} at most: it is damaged.")
 
 
 def _describe_gguf(file: Path, flags: dict[str, Any], *, name: str = "", revision: str | None = None) -> Source:

@@ -274,3 +274,10 @@ def test_what_has_no_end_is_not_read(base_folder: Path, tmp_path: Path, name: st
             (folder / name).symlink_to("/dev/zero")
         with pytest.raises(UserError, match=f"{name} is no regular file"):
             describe(folder)
+
+
+def test_settings_of_gigabytes_are_not_read(base_folder: Path) -> None:
+    with (base_folder / "generation_config.json").open("wb") as file:
+        file.truncate(2**33)  # a hole: it takes no room on the disk
+    with pytest.raises(UserError, match=r"generation_config.json holds 8,589,934,592 bytes"):
+        describe(base_folder)
