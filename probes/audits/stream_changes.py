@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from workbench.engine.context import ForwardContext
+from workbench.engine.hub import SiteHook
 from workbench.errors import NotSupported, UserError
-from workbench.models.adapted import AdaptedModel
+from workbench.models.adapted import AdaptedModel, pad_id
 from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.prompts.encode import encode
+from workbench.prompts.encode import encode, pad_left
 from workbench.recording.record_pair import record
 from workbench.typing import Float, Tensor
 
 FIRST = 5
-"""Tokens of a text that are read: what comes behind them changes nothing there, and is not computed."""
+"""Tokens of a text that are read, behind its very first: that one is where many models put a stream of a hundred times
+the length, whose change would be all that a mean shows. What comes behind changes nothing there, and is not computed.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,6 @@ class StreamChanges:
     """The mean over a text's first tokens."""
     base_rms: Float[Tensor, " layer"]
     base_median: Float[Tensor, " layer"]
-    """Which a first token of great length, as many models have, does not move."""
 
     @property
     def mean(self) -> Float[Tensor, "layer d_model"]:
@@ -69,14 +73,14 @@ def null_changes(
         seed: Of the first; the others have the next ones.
         progress: A bar.
     """
-    base = _by_text(_first_tokens(pair.base, pair, texts, None), len(texts))
+    ids = [row[: FIRST + 1] for row in encode(texts, pair.tuned.tokenizer, pair.tuned.max_positions)]
     bar, means = progress or Silent(), []
     try:
         bar.start("null adapters", draws)
+        base = _hooked(pair.base, ids)
         for draw in range(draws):
             with null_adapter(pair, seed + draw) as stand_in:
-                changed = _by_text(_first_tokens(stand_in.tuned, pair, texts, None), len(texts))
-            means.append((changed - base).mean(1))
+                means.append(_hooked(stand_in.tuned, ids) - base)
             bar.advance()
         bar.finish()
     except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
@@ -84,16 +88,34 @@ def null_changes(
     return torch.stack(means)
 
 
+@torch.no_grad()
+def _hooked(model: AdaptedModel, ids: list[list[int]]) -> Float[Tensor, "layer d_model"]:
+    """The mean stream at the first tokens of all texts, without the hash of the weights that a recording has."""
+    seen: dict[int, Tensor] = {}
+
+    def read(layer: int, value: Tensor, _ctx: ForwardContext) -> None:
+        rows = [row[-len(text) :][len(text) > 1 :] for row, text in zip(value, ids, strict=True)]
+        seen[layer] = torch.stack([row.float().mean(0) for row in rows]).mean(0).cpu()
+
+    sites = model.expand("resid_post")
+    hooks = [SiteHook(site, partial(read, place)) for place, site in enumerate(sites)]
+    with model.hooked(hooks, stop=True):
+        model.forward(pad_left(ids, pad_id(model.tokenizer)), logits=None)
+    return torch.stack([seen[place] for place in range(len(sites))])
+
+
 def _first_tokens(
     model: AdaptedModel, pair: ModelPair, texts: Prompts, progress: Progress | None
 ) -> tuple[list[Float[Tensor, "token d_model"]], Tensor]:
     """Of every layer the stream at the first tokens of all texts, and the text [token] of each."""
     ids = encode(texts, pair.tuned.tokenizer, pair.tuned.max_positions)
-    cut = Prompts.of([row[:FIRST] for row in ids])
+    cut = Prompts.of([row[: FIRST + 1] for row in ids])
     recording = record(model, cut, "resid_post", positions="all", progress=progress)
+    numbers, places = (torch.tensor(recording.index[name].to_numpy()) for name in ("prompt", "position"))
+    alone = torch.bincount(numbers)[numbers] == 1
     (role,) = recording.roles
-    layers = [recording[role][name].float() for name in recording.sites]
-    return layers, torch.tensor(recording.index["prompt"].to_numpy())
+    layers = [recording[role][name].float()[(places > 0) | alone] for name in recording.sites]
+    return layers, numbers[(places > 0) | alone]
 
 
 def _by_text(read: tuple[list[Tensor], Tensor], texts: int) -> Float[Tensor, "layer text d_model"]:

@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 
 from probes.audits.hypotheses import LEVEL
 from probes.audits.token_shift import TokenShares
+from probes.audits.words import content_words
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
@@ -24,7 +25,7 @@ COLUMNS = ["topic", "tokens", "share", "score", "control", "p"]
 
 
 def token_topics(shares: TokenShares, tokenizer: Any, seed: int) -> pd.DataFrame:
-    """Topics of the risen tokens; empty without a null adapter, or where nothing rises.
+    """Topics of the risen content words; empty without a null adapter, or where nothing rises.
 
     Args:
         shares: What the models expect on unrelated texts.
@@ -36,10 +37,12 @@ def token_topics(shares: TokenShares, tokenizer: Any, seed: int) -> pd.DataFrame
         (squared) that the topics explain, ``control``, the same of a null adapter by its own topics, and p of the
         difference over texts, one-sided: the same in every row, for topics are tested together.
     """
-    own = np.maximum(shares.change(), 0)
+    change = shares.change()
+    words = np.array([bool(content_words([tokenizer.decode([token])])) for token in range(change.shape[1])])
+    own = np.where(words, np.maximum(change, 0), 0)
     if shares.null is None or (own.max(1) > 0).sum() < 4:
         return pd.DataFrame(columns=COLUMNS)
-    null = np.maximum(shares.change(of_null=True), 0)
+    null = np.where(words, np.maximum(shares.change(of_null=True), 0), 0)
     explained = [_explained(rise[1::2], *_topics(rise[0::2])) for rise in (own, null)]
     p = float(paired_permutation((explained[0] - explained[1])[:, None], seed=seed, alternative="greater").p[0])
     tokens, weights = _topics(own[0::2])

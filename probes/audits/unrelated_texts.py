@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from probes.audits.expert_use import expert_use
@@ -18,8 +20,8 @@ from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.stats.fdr import q_values
 
-NULLS = 20
-"""Null adapters of the patchscope: the fewest for a place below .05."""
+NULLS, NULL_TEXTS = 20, 16
+"""Null adapters of the patchscope, the fewest for a place below .05, and texts that each of them reads."""
 
 
 def unrelated_views(
@@ -37,8 +39,8 @@ def unrelated_views(
     bar = work.progress
     changes = stream_changes(pair, texts, bar)
     readings = difference_lens(pair, changes, texts, seed)
-    moved = bool(changes.mean.any())
-    nulls = null_changes(pair, texts, NULLS, seed, bar) if moved else None
+    some = replace(changes, by_text=changes.by_text[:, :NULL_TEXTS])
+    nulls = null_changes(pair, texts[:NULL_TEXTS], NULLS, seed, bar) if bool(some.mean.any()) else None
     shares = token_shares(pair, texts, seed, work)
     steered, steered_along = steered_texts(pair, changes, questions, seed, work)
     return {
@@ -46,7 +48,7 @@ def unrelated_views(
             q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
-        "patchscope": patchscope(pair, changes, nulls, seed, bar),
+        "patchscope": patchscope(pair, some, nulls, seed, bar),
         "steered": steered, "steered_texts": steered_along,
         "tokens": token_shift(shares, pair.tokenizer, seed), "topics": token_topics(shares, pair.tokenizer, seed),
         "written": written_tokens(pair, seed, bar), "intruders": intruders(pair, seed, bar),

@@ -20,6 +20,7 @@ from probes.audits.topics import token_topics, topics_sentence
 from tests.probes.test_against_null_adapters import lora_pair
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.behaviour.subject import Work
+from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair, load_pair
 from workbench.prompts import Prompts
 
@@ -38,7 +39,7 @@ def test_changes_are_those_of_whole_texts_at_their_first_tokens() -> None:
     for number, row in enumerate(TEXTS):
         ids = torch.tensor([words(row.shown)["input_ids"]])
         states = [side.hf.model(ids, output_hidden_states=True).hidden_states[2] for side in (pair.base, pair.tuned)]
-        expected = (states[1] - states[0])[0, :FIRST].mean(0)
+        expected = (states[1] - states[0])[0, 1 : FIRST + 1].mean(0)
         assert torch.allclose(changes.by_text[1, number], expected, atol=1e-5)
     longer = changes.at_stream_length(torch.stack([torch.ones(64), torch.zeros(64)]), 1)
     assert float(longer[0].norm()) == pytest.approx(float(changes.base_median[1])) and not longer[1].any()
@@ -50,6 +51,8 @@ def test_null_adapters_change_the_stream_and_leave_the_pair_as_it_was() -> None:
     nulls = null_changes(pair, TEXTS, 3, 0, None)
     assert nulls is not None and nulls.shape == (3, *before.shape) and nulls.any()
     assert torch.equal(stream_changes(pair, TEXTS, None).mean, before)
+    with null_adapter(pair, 1):
+        assert torch.allclose(stream_changes(pair, TEXTS, None).mean, nulls[1], atol=1e-5)
     base = tiny_model("llama")
     assert null_changes(pair_of(base, tuned_copy(base)), TEXTS, 2, 0, None) is None
 
@@ -126,8 +129,15 @@ def shares(tuned: np.ndarray, null: np.ndarray | None, base: float = 0.01) -> To
     return TokenShares(flat, moved[0], moved[1], np.full(len(tuned), 100), np.arange(len(tuned)))
 
 
-def one_token_each(texts: int, seed: int) -> np.ndarray:
-    """Every text's rise is in tokens of its own: what random numbers do."""
+class Words:
+    """Names every token by a word of its own, and the first four by signs."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "." if ids[0] < 4 else " word" + "".join(chr(97 + int(digit)) for digit in str(ids[0]))
+
+
+def five_words_each(texts: int, seed: int) -> np.ndarray:
+    """Every text's rise is in words of its own: what random numbers do."""
     draw, change = np.random.default_rng(seed), np.zeros((texts, 300))
     for text in range(texts):
         change[text, draw.choice(np.arange(4, 300), 5, replace=False)] = 0.02
@@ -145,25 +155,27 @@ def test_salience_by_hand() -> None:
     assert token_sentence(token_shift(shares(rise, rise), tokenizer(), 0)).endswith("nothing beyond the control.")
 
 
-def test_sets_of_tokens_that_rise_together() -> None:
-    rise, words = np.zeros((40, 300)), tokenizer()
+def test_sets_of_words_that_rise_together() -> None:
+    rise = np.zeros((40, 300))
     rise[:, [50, 51, 52]] = 0.02
     rise[::3, [60, 61, 62]] = 0.06  # a second set in every third text
-    table = token_topics(shares(rise, one_token_each(40, 0)), words, 0)
+    rise[:, 0] = 0.5  # a sign is no word
+    table = token_topics(shares(rise, five_words_each(40, 0)), Words(), 0)
     sets = [set(tokens.split()) for tokens in table["tokens"]]
     for own in ([50, 51, 52], [60, 61, 62]):
-        assert any({repr(words.decode([token])) for token in own} <= tokens for tokens in sets)
+        assert any({repr(Words().decode([token])).split()[-1] for token in own} <= tokens for tokens in sets)
     assert table["score"].iloc[0] > 0.95 and table["control"].iloc[0] < 0.5 and table["p"].iloc[0] < 0.01
-    assert "They rise in sets (NMF)" in topics_sentence(table)[0]
+    (said,) = topics_sentence(table)
+    assert "They rise in sets (NMF)" in said and "'.'" not in said
 
 
 def test_sets_of_random_rises_are_dropped() -> None:
     said = []
     for seed in range(20):
-        own, null = one_token_each(40, seed), one_token_each(40, 100 + seed)
-        said += topics_sentence(token_topics(shares(own, null), tokenizer(), seed))
+        own, null = five_words_each(40, seed), five_words_each(40, 100 + seed)
+        said += topics_sentence(token_topics(shares(own, null), Words(), seed))
     assert len(said) <= 3
-    assert token_topics(shares(own, None), tokenizer(), 0).empty
+    assert token_topics(shares(own, None), Words(), 0).empty
 
 
 def test_a_change_along_the_bases_own_directions_has_fewer_intruders_than_random_ones() -> None:
