@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 from probes.audits.hypotheses import LEVEL
 from probes.audits.token_shift import TokenShares
 from probes.audits.words import content_words
+from probes.experts.counting import special_ids
 from workbench.stats.tests import paired_permutation
 from workbench.typing import Float
 
@@ -38,7 +39,9 @@ def token_topics(shares: TokenShares, tokenizer: Any, seed: int) -> pd.DataFrame
         difference over texts, one-sided: the same in every row, for topics are tested together.
     """
     change = shares.change()
-    words = np.array([bool(content_words([tokenizer.decode([token])])) for token in range(change.shape[1])])
+    special = set(special_ids(tokenizer))
+    words = np.array([token not in special and bool(content_words([tokenizer.decode([token])]))
+                      for token in range(change.shape[1])])  # fmt: skip
     own = np.where(words, np.maximum(change, 0), 0)
     if shares.null is None or (own.max(1) > 0).sum() < 4:
         return pd.DataFrame(columns=COLUMNS)

@@ -130,7 +130,9 @@ def shares(tuned: np.ndarray, null: np.ndarray | None, base: float = 0.01) -> To
 
 
 class Words:
-    """Names every token by a word of its own, and the first four by signs."""
+    """Names every token by a word of its own, and the first four by signs; the last is special."""
+
+    all_special_ids = (299,)
 
     def decode(self, ids: list[int]) -> str:
         return "." if ids[0] < 4 else " word" + "".join(chr(97 + int(digit)) for digit in str(ids[0]))
@@ -159,14 +161,14 @@ def test_sets_of_words_that_rise_together() -> None:
     rise = np.zeros((40, 300))
     rise[:, [50, 51, 52]] = 0.02
     rise[::3, [60, 61, 62]] = 0.06  # a second set in every third text
-    rise[:, 0] = 0.5  # a sign is no word
+    rise[:, [0, 299]] = 0.5  # a sign is no word, nor is a special token
     table = token_topics(shares(rise, five_words_each(40, 0)), Words(), 0)
     sets = [set(tokens.split()) for tokens in table["tokens"]]
     for own in ([50, 51, 52], [60, 61, 62]):
         assert any({repr(Words().decode([token])).split()[-1] for token in own} <= tokens for tokens in sets)
     assert table["score"].iloc[0] > 0.95 and table["control"].iloc[0] < 0.5 and table["p"].iloc[0] < 0.01
     (said,) = topics_sentence(table)
-    assert "They rise in sets (NMF)" in said and "'.'" not in said
+    assert "They rise in sets (NMF)" in said and "'.'" not in said and Words().decode([299]) not in said
 
 
 def test_sets_of_random_rises_are_dropped() -> None:
