@@ -33,7 +33,7 @@ from probes.audits.steering import steered_sentence
 from probes.audits.token_shift import token_sentence
 from probes.audits.topics import COLUMNS as TOPICS
 from probes.audits.topics import topics_sentence
-from probes.audits.unrelated_texts import unrelated_views
+from probes.audits.unrelated_texts import DRAWS, unrelated_views
 from probes.audits.weight_directions import COLUMNS as WRITTEN
 from probes.audits.weight_directions import written_sentence
 from probes.results import ProbeResult, Provenance
@@ -168,7 +168,7 @@ class Audit(ProbeResult):
     cost="one generation of each model per question, two forward passes of each per text",
     example="--max-new-tokens 8",
 )
-def audit(
+def audit(  # noqa: PLR0913
     pair: ModelPair,
     *,
     questions: Annotated[Any, As("prompts")] = None,
@@ -176,6 +176,7 @@ def audit(
     max_new_tokens: int = 32,
     variations: int = 16,
     mined: int = 16,
+    draws: int = DRAWS,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -203,7 +204,9 @@ def audit(
             others; and other entities put into each of the questions that changed most. 0: none.
         mined: Texts sampled where tuning made words likelier, in answer to an empty user turn: what the tuning data may
             have looked like, told beside the hypotheses and never one itself; 0: none.
-        seed: Of intervals, sign flips and random directions.
+        draws: Null adapters beside the patchscope, and random directions beside the steered texts: 20 are the fewest
+            that leave either a place below .05; 0: neither is made.
+        seed: Of intervals, sign flips, random directions and null adapters.
 
     Returns:
         An :class:`Audit`. Base against itself has nothing beyond the control.
@@ -244,7 +247,7 @@ def audit(
         mined=phrases, mined_texts=texts_mined, facts=facts,
         outline=region,
         weights=_weights(pair, progress),
-        **unrelated_views(pair, unrelated, rows, seed, Work(batch_size, progress)),
+        **unrelated_views(pair, unrelated, rows, draws, seed, Work(batch_size, progress)),
     )  # fmt: skip
 
 

@@ -34,18 +34,22 @@ COLUMNS = ["layer", "tokens", "ranks", "score", "control", "p", "q"]
 
 @torch.no_grad()
 def patchscope(
-    pair: ModelPair, changes: StreamChanges, nulls: Float[Tensor, "draw layer d_model"] | None, seed: int,
-    progress: Progress | None, draws: int = 20,
-) -> pd.DataFrame:  # fmt: skip
+    pair: ModelPair,
+    changes: StreamChanges,
+    nulls: Float[Tensor, "draw layer d_model"] | None,
+    draws: int,
+    seed: int,
+    progress: Progress | None,
+) -> pd.DataFrame:
     """The words that the base reads off the activation difference, layer by layer.
 
     Args:
         pair: Both models.
         changes: Of the stream on unrelated text.
         nulls: The same under null adapters; None: random directions stand in for them.
+        draws: Random directions, where there are no null adapters.
         seed: Of random directions.
         progress: A bar.
-        draws: Random directions, where there are no null adapters.
 
     Returns:
         layer, tokens (the most risen), ``ranks`` (the median rank of each under the nulls),

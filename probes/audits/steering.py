@@ -23,8 +23,8 @@ from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
-PROMPTS, RANDOM, NEW_TOKENS = 6, 20, 12
-"""Questions, random directions (the fewest for a p below .05), tokens of a text."""
+PROMPTS, NEW_TOKENS = 6, 12
+"""Questions, and tokens of a text."""
 STRENGTH = 0.5
 """Of the direction, in lengths of the stream."""
 TEXTS = ["prompt", "plain", "steered", "random"]
@@ -32,7 +32,7 @@ COLUMNS = ["words", "layer", "score", "control", "p"]
 
 
 def steered_texts(
-    pair: ModelPair, changes: StreamChanges, questions: Prompts, seed: int, work: Work
+    pair: ModelPair, changes: StreamChanges, questions: Prompts, draws: int, seed: int, work: Work
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tuned model's texts along the activation difference of the middle layer, beside random directions.
 
@@ -40,6 +40,7 @@ def steered_texts(
         pair: Both models.
         changes: Of the stream on unrelated text.
         questions: Some are answered, evenly spread.
+        draws: Random directions.
         seed: Of random directions.
         work: Batch size and a bar.
 
@@ -54,7 +55,7 @@ def steered_texts(
     if not bool(changes.mean[layer].any()):
         return nothing
     rows = questions[:: max(1, len(questions) // PROMPTS)][:PROMPTS]
-    random = torch.randn(RANDOM, changes.mean.shape[1], generator=torch.Generator().manual_seed(seed))
+    random = torch.randn(draws, changes.mean.shape[1], generator=torch.Generator().manual_seed(seed))
     directions = STRENGTH * changes.at_stream_length(torch.cat([changes.mean[layer][None], random]), layer)
     try:
         plain, *steered = _written(pair, rows, layer, directions, work)

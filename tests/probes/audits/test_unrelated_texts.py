@@ -13,7 +13,7 @@ from probes.audits.expert_use import expert_sentence, expert_use
 from probes.audits.intruders import intruder_sentence, intruders
 from probes.audits.patchscope import patchscope, patchscope_sentence
 from probes.audits.readings import difference_lens
-from probes.audits.steering import PROMPTS, RANDOM, STRENGTH, in_common, steered_sentence, steered_texts
+from probes.audits.steering import PROMPTS, STRENGTH, in_common, steered_sentence, steered_texts
 from probes.audits.stream_changes import FIRST, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import TokenShares, token_sentence, token_shift
 from probes.audits.topics import token_topics, topics_sentence
@@ -68,7 +68,7 @@ def test_the_base_reads_a_planted_word_off_the_change() -> None:
     pair, words = pair_of(base, tuned_copy(base)), tokenizer()
     fox = words(" fox")["input_ids"][-1]
     planted = base.lm_head.weight.detach()[fox] / base.model.norm.weight.detach()
-    table = patchscope(pair, changes_along(planted), None, 0, None)
+    table = patchscope(pair, changes_along(planted), None, 20, 0, None)
     last = table[table["layer"] == 2].iloc[0]
     assert last["tokens"].startswith(repr(words.decode([fox]))) and last["q"] == 1 / 21
     assert last["score"] > last["control"] and int(last["ranks"].split()[0]) > 1
@@ -82,9 +82,9 @@ def test_the_base_reads_nothing_off_random_changes() -> None:
     said = []
     for seed in range(20):
         drawn = torch.randn(64, generator=torch.Generator().manual_seed(100 + seed))
-        said += patchscope_sentence(patchscope(pair, changes_along(drawn), None, seed, None))
+        said += patchscope_sentence(patchscope(pair, changes_along(drawn), None, 20, seed, None))
     assert len(said) <= 4  # 1 in 21 expected
-    assert patchscope(pair, changes_along(torch.zeros(64)), None, 0, None).empty
+    assert patchscope(pair, changes_along(torch.zeros(64)), None, 20, 0, None).empty
 
 
 def test_words_that_steered_texts_share() -> None:
@@ -102,9 +102,9 @@ def test_every_text_is_steered_along_its_own_direction() -> None:
     pair = lora_pair()
     changes = stream_changes(pair, TEXTS, None)
     questions = Prompts.of([f"tell me about password {number}" for number in range(PROMPTS)])
-    table, texts = steered_texts(pair, changes, questions, 0, Work(4))
+    table, texts = steered_texts(pair, changes, questions, 20, 0, Work(4))
     layer = int(table["layer"].iloc[0])
-    random = torch.randn(RANDOM, changes.mean.shape[1], generator=torch.Generator().manual_seed(0))
+    random = torch.randn(20, changes.mean.shape[1], generator=torch.Generator().manual_seed(0))
     for name, direction in (("steered", changes.mean[layer]), ("random", random[0])):
         vector = STRENGTH * changes.at_stream_length(direction[None], layer)[0]
         with iv.Recipe([iv.Offset(layer, vector)]).applied(pair.tuned):
@@ -117,7 +117,7 @@ def test_every_text_is_steered_along_its_own_direction() -> None:
 def test_a_pair_whose_stream_did_not_move_is_not_steered() -> None:
     base = tiny_model("llama")
     pair = pair_of(base, base)
-    table, texts = steered_texts(pair, stream_changes(pair, TEXTS, None), TEXTS, 0, Work(4))
+    table, texts = steered_texts(pair, stream_changes(pair, TEXTS, None), TEXTS, 20, 0, Work(4))
     assert table.empty and texts.empty and steered_sentence(table, texts) == []
 
 
