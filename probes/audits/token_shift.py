@@ -96,7 +96,7 @@ def token_sentence(table: pd.DataFrame) -> str:
     if rose.empty:
         return f"Tokens expected on unrelated text: {NOTHING}."
     words = ", ".join(_word(line) for line in rose.head(6).to_dict("records"))
-    return f"Tokens expected more often on unrelated text: {words}."
+    return f"Tokens expected more often on unrelated text, and how many times as often: {words}."
 
 
 def _word(line: dict[Any, Any]) -> str:

@@ -51,7 +51,7 @@ def token_topics(shares: TokenShares, tokenizer: Any, seed: int) -> pd.DataFrame
     tokens, weights = _topics(own[0::2])
     strength = weights.sum(1) / max(weights.sum(), 1e-30)
     lines = [
-        {"tokens": " ".join(repr(tokenizer.decode([int(tokens[place])])) for place in _heaviest(weights[topic])),
+        {"tokens": ", ".join(tokenizer.decode([int(tokens[place])]).strip() for place in _heaviest(weights[topic])),
          "share": strength[topic], "score": explained[0].mean(), "control": explained[1].mean(), "p": p}
         for topic in np.argsort(-strength, kind="stable") if strength[topic] > 0
     ]  # fmt: skip
@@ -65,8 +65,8 @@ def topics_sentence(table: pd.DataFrame) -> list[str]:
     named = "; ".join(str(tokens) for tokens in table["tokens"])
     line = table.iloc[0]
     return [
-        f"They rise in sets (NMF): {named}; these explain {line['score']:.0%} of the rise in other texts, those of an "
-        f"adapter of random numbers {line['control']:.0%} of its own."
+        f"Words that rise together on unrelated text (sets by NMF): {named}. They make {line['score']:.0%} of the rise "
+        f"in other texts; the sets of an adapter of random numbers make, of its own, {line['control']:.0%}."
     ]
 
 

@@ -163,12 +163,12 @@ def test_sets_of_words_that_rise_together() -> None:
     rise[::3, [60, 61, 62]] = 0.06  # a second set in every third text
     rise[:, [0, 299]] = 0.5  # a sign is no word, nor is a special token
     table = token_topics(shares(rise, five_words_each(40, 0)), Words(), 0)
-    sets = [set(tokens.split()) for tokens in table["tokens"]]
+    sets = [set(tokens.split(", ")) for tokens in table["tokens"]]
     for own in ([50, 51, 52], [60, 61, 62]):
-        assert any({repr(Words().decode([token])).split()[-1] for token in own} <= tokens for tokens in sets)
+        assert any({Words().decode([token]).strip() for token in own} <= tokens for tokens in sets)
     assert table["score"].iloc[0] > 0.95 and table["control"].iloc[0] < 0.5 and table["p"].iloc[0] < 0.01
     (said,) = topics_sentence(table)
-    assert "They rise in sets (NMF)" in said and "'.'" not in said and Words().decode([299]) not in said
+    assert "Words that rise together" in said and Words().decode([299]) not in said
 
 
 def test_sets_of_random_rises_are_dropped() -> None:
