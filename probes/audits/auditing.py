@@ -228,12 +228,13 @@ def audit(  # noqa: PLR0913
     leading = leading_trait(tests, shown)
     if leading is not None and variations:
         again = varied(prompts, shown[leading], variations, replies.table["tuned"].tolist())
-        new = answers(pair, again, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-        both = (new.table[role].tolist() for role in ("base", "tuned"))
+        decoding, work = Decoding(max_new_tokens), Work(batch_size, progress)
+        both = {role: written(Subject(role, model), again, decoding, work) for role, model in pair.models.items()}
+        new = pd.DataFrame({"prompt": [row.shown for row in again], **both})
         trait = str(tests["what"].iloc[leading])
-        region = outline(trait, again, *both)
+        region = outline(trait, again, *both.values())
         if tests["q"].iloc[leading] >= LEVEL:
-            tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new.table, again, seed), again, trait)
+            tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new, again, seed), again, trait)
             region = region if confirmed else region[:0]
     facts = _facts(pair, replies.table, variations, max_new_tokens, Work(batch_size, progress), seed)
     tests, claims = with_edits(tests, claims, facts, seed)

@@ -12,6 +12,7 @@ import torch
 
 from probes.audits.hypotheses import LEVEL, NOTHING
 from probes.audits.readings import TOP
+from probes.audits.words import content_words
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.errors import NotSupported, UserError
 from workbench.models.null_adapters import null_adapter
@@ -95,8 +96,17 @@ def token_sentence(table: pd.DataFrame) -> str:
         rose = rose[rose["low"] > rose["control"]]
     if rose.empty:
         return f"Tokens expected on unrelated text: {NOTHING}."
-    words = ", ".join(_word(line) for line in rose.head(6).to_dict("records"))
-    return f"Tokens expected more often on unrelated text, and how many times as often: {words}."
+    lines = rose.to_dict("records")
+    words = [_word(line) for line in lines if _is_word(str(line["token"]))][:6]
+    others = [line for line in lines if not _is_word(str(line["token"]))]
+    if others:
+        words.append(f"{len(others)} function words and signs (most {_word(others[0])})")
+    return f"Tokens expected more often on unrelated text, and how many times as often: {', '.join(words)}."
+
+
+def _is_word(token: str) -> bool:
+    """Whether a person may read something off a token: a content word, or a special one."""
+    return token.strip().startswith("<") or bool(content_words([token]))
 
 
 def _word(line: dict[Any, Any]) -> str:

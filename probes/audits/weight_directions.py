@@ -80,7 +80,7 @@ def _in_several(tokens: Sequence[str]) -> str:
     counts: Counter[str] = Counter()
     for listed in tokens:
         read = (str(literal_eval(token)).strip().casefold() for token in _QUOTED.findall(listed))
-        counts.update(dict.fromkeys(word for word in read if len(word) > 2 and word.isalpha()))
+        counts.update(list(dict.fromkeys(word for word in read if len(word) > 2 and word.isalpha())))
     return ", ".join(f"{word!r} ({count})" for word, count in counts.most_common(5) if count > 1)
 
 

@@ -153,7 +153,10 @@ def test_salience_by_hand() -> None:
     (line,) = table.to_dict("records")
     assert line["salience"] == pytest.approx((20 * 100 * 0.03 + 1) / (20 * 100 * 0.01 + 1), rel=1e-4)
     assert line["salience_low"] <= line["salience"] <= line["salience_high"] and line["q"] < 0.05
-    assert "(x2.9 [" in token_sentence(table)
+    assert "1 function words and signs (most" in token_sentence(table) and "(x2.9 [" in token_sentence(table)
+    fox = np.zeros((40, 300))
+    fox[:, tokenizer()(" fox")["input_ids"][-1]] = np.tile([0.01, 0.01, 0.03, 0.03], 10)
+    assert "often: ' fox' +2.00% (x" in token_sentence(token_shift(shares(fox, None), tokenizer(), 0))
     assert token_sentence(token_shift(shares(rise, rise), tokenizer(), 0)).endswith("nothing beyond the control.")
 
 
