@@ -30,7 +30,7 @@ class StepNote:
     """Something beyond the control."""
 
     def telling(self) -> tuple[str, ...]:
-        """The sentences, the one that says most first: a step goes from what is cheap to what is closer to an effect."""
+        """The sentences, the one that says most first: a step goes from what is cheap to what is near an effect."""
         return self.sentences[::-1]
 
     def with_sentence(self, sentence: str, *, found: bool) -> StepNote:
