@@ -245,11 +245,12 @@ def _bench(request: DiffRequest, files: Files, progress: Progress) -> Bench:
     )  # fmt: skip
     say_differences(pair.differences.sentences())
     model = pair.models[request.on]
-    for recipe in files.recipes.values():
+    recipes = {name: recipe.with_models_of(pair.models.values()) for name, recipe in files.recipes.items()}
+    for recipe in recipes.values():
         recipe.check(model)
-    random = {name: _random(recipe, model, files.rows, request) for name, recipe in files.recipes.items()}
+    random = {name: _random(recipe, model, files.rows, request) for name, recipe in recipes.items()}
     return Bench(
-        request, pair, files.rows, files.neutral, files.near, files.outside, files.recipes, random, files.metrics,
+        request, pair, files.rows, files.neutral, files.near, files.outside, recipes, random, files.metrics,
         progress,
     )  # fmt: skip
 
