@@ -83,14 +83,22 @@ class EffectPanel(ProbeResult):
 
 
 def interval_of(
-    values: Float[np.ndarray, " prompt"], clusters: Int[np.ndarray, " prompt"] | None = None, seed: int = 0
+    values: Float[np.ndarray, " prompt"],
+    clusters: Int[np.ndarray, " prompt"] | None = None,
+    seed: int = 0,
+    *,
+    change: bool = False,
 ) -> Interval:
-    """The mean with its interval: exact where shares, or changes of shares, all agree."""
+    """The mean with its interval: exact where shares, or changes of shares, all agree.
+
+    ``change``: values of no prompt that changed bound gains and losses alike.
+    """
     known = np.asarray(values, dtype=np.float64)
     if not len(known):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     if np.isin(known, (0.0, 1.0)).all():
-        return share_interval(known, clusters=clusters, seed=seed)
+        share = share_interval(known, clusters=clusters, seed=seed)
+        return share._replace(low=-share.high) if change and not known.any() else share
     interval = mean_interval(known, clusters=clusters, seed=seed)
     if not np.isin(known, (-1.0, 0.0, 1.0)).all():
         return interval
@@ -108,7 +116,7 @@ def scored_line(
     **more: Any,
 ) -> dict[str, Any]:
     """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt)."""
-    interval = interval_of(values, clusters, seed)
+    interval = interval_of(values, clusters, seed, change=model not in ("base", "tuned"))
     beyond = np.asarray(values, np.float64) - control
     p = float(paired_permutation(cluster_means(beyond[:, None], clusters), seed=seed).p[0]) if len(beyond) else np.nan
     return {
