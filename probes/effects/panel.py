@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -87,18 +87,20 @@ def interval_of(
     clusters: Int[np.ndarray, " prompt"] | None = None,
     seed: int = 0,
     *,
-    change: bool = False,
+    of: Literal["shares", "changes", "numbers"] = "shares",
 ) -> Interval:
     """The mean with its interval: exact where shares, or changes of shares, all agree.
 
-    ``change``: values of no prompt that changed bound gains and losses alike.
+    ``of``: what values of 0, 1 and -1 are. Changes of shares that are all 0 bound gains and losses alike.
     """
     known = np.asarray(values, dtype=np.float64)
     if not len(known):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if of == "numbers":
+        return mean_interval(known, clusters=clusters, seed=seed)
     if np.isin(known, (0.0, 1.0)).all():
         share = share_interval(known, clusters=clusters, seed=seed)
-        return share._replace(low=-share.high) if change and not known.any() else share
+        return share._replace(low=-share.high) if of == "changes" and not known.any() else share
     interval = mean_interval(known, clusters=clusters, seed=seed)
     if not np.isin(known, (-1.0, 0.0, 1.0)).all():
         return interval
@@ -113,10 +115,15 @@ def scored_line(
     control: float | Float[np.ndarray, " prompt"],
     clusters: Int[np.ndarray, " prompt"],
     seed: int,
+    *,
+    of: Literal["shares", "changes", "numbers"] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt)."""
-    interval = interval_of(values, clusters, seed, change=model not in ("base", "tuned"))
+    """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt).
+
+    ``of``: see :func:`interval_of`; by default shares of one model, and changes of shares of a comparison.
+    """
+    interval = interval_of(values, clusters, seed, of=of or ("shares" if model in ("base", "tuned") else "changes"))
     beyond = np.asarray(values, np.float64) - control
     p = float(paired_permutation(cluster_means(beyond[:, None], clusters), seed=seed).p[0]) if len(beyond) else np.nan
     return {
@@ -148,7 +155,10 @@ def paired_lines(
     lines = [scored_line(condition, role, sides[role], controls[role], clusters, seed) for role in ("base", "tuned")]
     beyond = np.asarray(controls["tuned"]) - np.asarray(controls["base"])
     control = beyond if beyond.ndim else float(beyond)
-    return [*lines, scored_line(condition, CHANGE, sides["tuned"] - sides["base"], control, clusters, seed)]
+    shares = all(np.isin(sides[role], (0.0, 1.0)).all() for role in ("base", "tuned"))
+    changed = sides["tuned"] - sides["base"]
+    of: Literal["changes", "numbers"] = "changes" if shares else "numbers"
+    return [*lines, scored_line(condition, CHANGE, changed, control, clusters, seed, of=of)]
 
 
 def columns_by_role(values: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
