@@ -48,6 +48,8 @@ class EffectPanel(ProbeResult):
     """What follows from the table, in words; empty where nothing does."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers that are one for all prompts, by name."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Condition -> what its score is, where ``measured`` is not one for all."""
 
     title: ClassVar[str] = "Effect of tuning"
     unit: ClassVar[str] = "score"
@@ -68,9 +70,10 @@ class EffectPanel(ProbeResult):
         changes = self.table[self.table["model"] == CHANGE]
         shown = changes if len(changes) else self.table
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
+        unit = self.units.get(row["group"], self.measured)
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}] {self.measured}, control {row['control']:+.3g}, p = {row['p']:.2g}"
+            f"{row['high']:.3g}]{' ' * bool(unit)}{unit}, control {row['control']:+.3g}, p = {row['p']:.2g}"
             f"{self._nothing_right()}. Control: {self.control}"
         )
 
@@ -121,9 +124,9 @@ def scored_line(
 ) -> dict[str, Any]:
     """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt).
 
-    ``of``: see :func:`interval_of`; by default shares of one model, and changes of shares of a comparison.
+    ``of``: see :func:`interval_of`; by default changes of shares where the model is a difference ("tuned - base").
     """
-    interval = interval_of(values, clusters, seed, of=of or ("shares" if model in ("base", "tuned") else "changes"))
+    interval = interval_of(values, clusters, seed, of=of or ("changes" if " - " in model else "shares"))
     beyond = np.asarray(values, np.float64) - control
     p = float(paired_permutation(cluster_means(beyond[:, None], clusters), seed=seed).p[0]) if len(beyond) else np.nan
     return {
