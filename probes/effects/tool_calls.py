@@ -86,14 +86,32 @@ def tool_errors(
             {role: float((own == kind).mean()) for role, own in control.items()}, rows.clusters, seed,
         )
     ]  # fmt: skip
+    table = table_of(lines)
     return EffectPanel(
-        table=table_of(lines),
+        table=table,
         control="replies judged by the call of another row",
         provenance=Provenance.of("tool_errors", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(kinds),
         measured="share of replies",
         heading="Mistakes in tool calls",
+        verdict=_said(table),
     )  # fmt: skip
+
+
+def _said(table: pd.DataFrame) -> str:
+    """Right calls before and after, beside the control, and the commonest mistake of each model."""
+    right = table[table["group"] == "right"].set_index("model")
+    change, wrong = right.loc["tuned - base"], table[table["group"] != "right"]
+    worst = [
+        f"{role} {line['group']} {line['score']:.0%}"
+        for role in ("base", "tuned")
+        for line in wrong[wrong["model"] == role].nlargest(1, "score").to_dict("records")
+    ]
+    return (
+        f"right {right.loc['base', 'score']:.0%} to {right.loc['tuned', 'score']:.0%}, tuned - base "
+        f"{change['score']:+.0%} [{change['low']:.0%}, {change['high']:.0%}], control {change['control']:+.0%}; "
+        f"commonest mistake: {', '.join(worst)}"
+    )
 
 
 def read_call(written: Any, number: int) -> tuple[str, dict[str, Any]]:
