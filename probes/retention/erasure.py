@@ -167,12 +167,12 @@ def erasure_lines(
     raised = again["base"] - plain["base"]
     right = all(np.isin(values, (0.0, 1.0)).all() for own in scores.values() for values in own.values())
     of: Literal["changes", "numbers"] = "changes" if right else "numbers"
+    loss, back, rest = plain["base"] - plain["tuned"], again["tuned"] - plain["tuned"], plain["base"] - again["tuned"]
     return [
         *lines,
-        scored_line(LOSS, "base - tuned", plain["base"] - plain["tuned"], 0.0, clusters, seed, of=of),
-        {**scored_line(RECOVERED, "tuned", again["tuned"] - plain["tuned"], 0.0, clusters, seed, of=of),
-         "control": float(raised.mean())},
-        {**scored_line(REST, "base, plain - tuned, by route", plain["base"] - again["tuned"], 0.0, clusters, seed, of=of),
+        scored_line(LOSS, "base - tuned", loss, 0.0, clusters, seed, of=of),
+        {**scored_line(RECOVERED, "tuned", back, 0.0, clusters, seed, of=of), "control": float(raised.mean())},
+        {**scored_line(REST, "base, plain - tuned, by route", rest, 0.0, clusters, seed, of=of),
          "control": float((again["base"] - again["tuned"]).mean())},
     ]  # fmt: skip
 
