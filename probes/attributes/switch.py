@@ -175,8 +175,8 @@ class _Found:
             for line in self.lines
         }
         return (
-            f"{self.found['lever']}: the switch {said[SWITCHED]} (control in brackets); its direction at layer {self.found['layer']} without "
-            f"the words {said[OFFSET]}; the switch without its direction {said[ABLATED]}"
+            f"{self.found['lever']} (controls in brackets): the switch {said[SWITCHED]}; its direction at layer "
+            f"{self.found['layer']} without the words {said[OFFSET]}; the switch without its direction {said[ABLATED]}"
         )
 
 
