@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def written_state(model: Any, *, base: bool = False) -> tuple[Any, ...]:
     for weight in weights:
         entries.setdefault(weight.device, []).append(_some_entries(weight.detach()))
     seen = tuple(hash(torch.cat(some).cpu().numpy().tobytes()) for some in entries.values())
-    return seen, tuple((_number(weight.data_ptr), _number(lambda one=weight: one._version)) for weight in weights)
+    return seen, tuple((_number(weight.data_ptr), _number(partial(getattr, weight, "_version"))) for weight in weights)
 
 
 def _some_entries(weight: Tensor) -> Tensor:
