@@ -10,6 +10,8 @@ _NO_WEIGHTS = {
     "pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id",
 }  # fmt: skip
 """Numbers of a config that give no matrix its shape; layers are counted beside this."""
+_PLAIN = ("rope", "id2label", "label2id")
+"""Beginnings of names of mappings that are no stack of their own."""
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -34,7 +36,7 @@ def fits_plainly(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     sizes = {name: numbers.pop(name) for name in _SIZES if name in numbers}
     if any(value > 1 for name, value in numbers.items() if name not in _NO_WEIGHTS):
         return False
-    if any(isinstance(value, Mapping) and not name.startswith("rope") for name, value in config.items()):
+    if any(isinstance(value, Mapping) and not name.startswith(_PLAIN) for name, value in config.items()):
         return False
     if not {"vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"} <= sizes.keys():
         return False
