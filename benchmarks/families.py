@@ -155,9 +155,16 @@ def summary(rows: Sequence[Row]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The page docs/families.md."""
     lines = ["# Families of models", "", summary(rows), "", "Layers count in the tiny model (at most four).", "",
-             "| model_type | verdict | what |", "| --- | --- | --- |"]  # fmt: skip
+             _BESIDE, "", "| model_type | verdict | what |", "| --- | --- | --- |"]  # fmt: skip
     lines += [f"| {row.model_type} | {row.verdict} | {row.detail.replace('|', '/')} |" for row in rows]
     return "\n".join([*lines, ""])
+
+
+_BESIDE = (
+    "Models of images or sound that are no causal language model of their own (LLaVA, Qwen2.5-VL, Idefics3, Mistral 3, "
+    "PaliGemma, InternVL, Aya Vision, GLM-4V, Voxtral, Qwen2-Audio were tried) load by their language model, on text; "
+    "their other stacks are groups of their own in `weight_delta`."
+)
 
 
 def main() -> None:
