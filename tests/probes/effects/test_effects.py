@@ -242,6 +242,7 @@ def test_coarser_rounding_moves_more_and_an_adapter_merges_to_itself() -> None:
     tuned = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     pair = load_pair(base, tuned, tokenizer=tokenizer(), check=False)
     found = probes.deployment_gap(pair, rows_of(6), precisions=["float32", "int8", "int4"], max_new_tokens=3)
+    assert "is furthest: kl " in found.summary() and "; same text " in found.summary()
     kl = found.table[found.table["group"] == "kl"].set_index("model")["score"]
     assert kl["unmerged float32"] == 0 and kl["merged as loaded"] < 1e-6
     assert kl["merged float32"] < 1e-6 < kl["merged int8"] < kl["merged int4"]
