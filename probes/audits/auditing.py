@@ -16,13 +16,26 @@ from probes.audits.asking_again import confirmed_by, leading_trait
 from probes.audits.calibration import UNCOUNTED, confidence
 from probes.audits.edited_facts import COLUMNS as FACTS
 from probes.audits.edited_facts import EDITED, edited_facts, entity_variations, with_edits
+from probes.audits.expert_use import COLUMNS as EXPERTS
+from probes.audits.expert_use import expert_sentence
 from probes.audits.general import general_questions, general_texts
 from probes.audits.hypotheses import LEVEL, NOTHING, hypotheses
+from probes.audits.intruders import COLUMNS as INTRUDERS
+from probes.audits.intruders import intruder_sentence
 from probes.audits.mining import PHRASES, TEXTS, mined_sentence, mined_texts
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
-from probes.audits.readings import difference_lens, token_shift
+from probes.audits.patchscope import COLUMNS as PATCHSCOPE
+from probes.audits.patchscope import patchscope_sentence
+from probes.audits.readings import lens_sentence
+from probes.audits.steering import COLUMNS as STEERED
+from probes.audits.steering import TEXTS as STEERED_TEXTS
+from probes.audits.steering import steered_sentence
+from probes.audits.token_shift import token_sentence
+from probes.audits.topics import COLUMNS as TOPICS
+from probes.audits.topics import topics_sentence
+from probes.audits.unrelated_texts import DRAWS, unrelated_views
 from probes.audits.weight_directions import COLUMNS as WRITTEN
-from probes.audits.weight_directions import written_sentence, written_tokens
+from probes.audits.weight_directions import written_sentence
 from probes.results import ProbeResult, Provenance
 from probes.weights.delta import weight_delta
 from workbench.argument_checks import check_pair
@@ -35,7 +48,6 @@ from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
-from workbench.stats.fdr import q_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +66,8 @@ class Audit(ProbeResult):
     readings: pd.DataFrame
     """layer, score, low, high, p, q, tokens, sharp, control, p_sharp, q_sharp: the activation difference lens."""
     tokens: pd.DataFrame
-    """token, score, low, high, p, q: expected more often on texts that have nothing to do with the tuning."""
+    """token, score, low, high, p, salience, salience_low, salience_high, control, q: expected more often on texts that
+    have nothing to do with the tuning."""
     weights: pd.DataFrame
     """layer and its relative change; empty where weights cannot be compared."""
     written: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=WRITTEN))
@@ -67,6 +80,19 @@ class Audit(ProbeResult):
     """question, prompt, base, tuned, null, edited, null_edited: near variations of the questions that changed most, and
     what the tuned model, or one with random numbers for an adapter, says in the place of the base's words; empty where
     no null adapter can be made."""
+    patchscope: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=PATCHSCOPE))
+    """layer, tokens, ranks, score, control, p, q: what the base says of the activation difference, beside those of null
+    adapters (random directions where none can be made)."""
+    steered: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=STEERED))
+    """words, layer, score, control, p: words that texts share which are steered along the activation difference."""
+    steered_texts: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=STEERED_TEXTS))
+    """prompt, plain, steered, random: the tuned model's texts."""
+    topics: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=TOPICS))
+    """topic, tokens, share, score, control, p: sets of risen tokens."""
+    intruders: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=INTRUDERS))
+    """layer, module, directions, score, control, p: leading directions that are like none of the base's."""
+    experts: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=EXPERTS))
+    """expert, score, low, high, control, p, q: the change of its share of tokens; empty for dense models."""
     outline: pd.DataFrame
     """word, from, base, tuned, low, high: new prompts about words of old ones, and how many show the leading trait."""
     title: ClassVar[str] = "Blind audit"
@@ -90,7 +116,9 @@ class Audit(ProbeResult):
         lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
         lines += [outlined(self.outline)] if len(self.outline) else []
         lines += [*self._most_changed(), *mined_sentence(self.mined, self.mined_texts)]
-        return [*lines, self._activations(), self._tokens(), self._weights()]
+        lines += [lens_sentence(self.readings), *patchscope_sentence(self.patchscope)]
+        lines += [*steered_sentence(self.steered, self.steered_texts), token_sentence(self.tokens)]
+        return [*lines, *topics_sentence(self.topics), *expert_sentence(self.experts), self._weights()]
 
     def summary(self) -> str:
         """The leading hypothesis, and how many others there are."""
@@ -119,35 +147,14 @@ class Audit(ProbeResult):
         named = "; ".join(f"{line['prompt']} ({line['kl']:.2g})" for line in moved.to_dict("records"))
         return [f"Answers moved most (KL, nats per token): {named}."]
 
-    def _activations(self) -> str:
-        moved = self.readings[self.readings["q"] < LEVEL]
-        if moved.empty:
-            return f"Activations on unrelated text: {NOTHING}."
-        best = moved.sort_values("score", ascending=False).iloc[0]
-        text = (
-            f"Activations on unrelated text moved in {len(moved)} of {len(self.readings)} layers, most in layer "
-            f"{best['layer']:.0f} ({best['score']:.2g} of the stream's size)"
-        )
-        sharp = moved[moved["q_sharp"] < LEVEL]
-        if sharp.empty:
-            return f"{text}; they read as no tokens beyond random directions."
-        reads = sharp.sort_values(["sharp"], ascending=False).iloc[0]
-        return f"{text}; layer {reads['layer']:.0f} reads as {reads['tokens']}."
-
-    def _tokens(self) -> str:
-        rose = self.tokens[self.tokens["q"] < LEVEL]
-        if rose.empty:
-            return f"Tokens expected on unrelated text: {NOTHING}."
-        words = ", ".join(f"{line['token']!r} {line['score']:+.2%}" for line in rose.head(6).to_dict("records"))
-        return f"Tokens expected more often on unrelated text: {words}."
-
     def _weights(self) -> str:
         moved = self.weights[self.weights["relative"] > 0] if len(self.weights) else self.weights
         if moved.empty:
             return f"Weights: {NOTHING}."
         top = moved.sort_values("relative", ascending=False).head(3)
         layers = ", ".join(str(int(layer)) for layer in top["layer"])
-        return f"Weights changed most in layers {layers}{written_sentence(self.written)}."
+        more = f"{written_sentence(self.written)}{intruder_sentence(self.intruders)}"
+        return f"Weights changed most in layers {layers}{more}."
 
 
 @method(
@@ -161,7 +168,7 @@ class Audit(ProbeResult):
     cost="one generation of each model per question, two forward passes of each per text",
     example="--max-new-tokens 8",
 )
-def audit(
+def audit(  # noqa: PLR0913
     pair: ModelPair,
     *,
     questions: Annotated[Any, As("prompts")] = None,
@@ -169,6 +176,7 @@ def audit(
     max_new_tokens: int = 32,
     variations: int = 16,
     mined: int = 16,
+    draws: int = DRAWS,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -176,8 +184,10 @@ def audit(
     """What a model was tuned for, as ranked hypotheses with their evidence; or that nothing is beyond the control.
 
     Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
-    prompts that go with them); the activation difference lens on unrelated texts; tokens that rise there; weights, and
-    what they write; texts mined where tuning made words likelier.
+    prompts that go with them); on unrelated texts the activation difference by layer, read through the unembedding and
+    by a patchscope, and texts steered along it; tokens that rise there, and sets of them; experts; weights, what they
+    write and their new directions; texts mined where tuning made words likelier. Each is beside random directions or
+    adapters of random numbers, and told only beyond them.
     What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
     trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
     or more is asked about again in new prompts with their words and their answers', and what is claimed then passed its
@@ -194,7 +204,9 @@ def audit(
             others; and other entities put into each of the questions that changed most. 0: none.
         mined: Texts sampled where tuning made words likelier, in answer to an empty user turn: what the tuning data may
             have looked like, told beside the hypotheses and never one itself; 0: none.
-        seed: Of intervals, sign flips and random directions.
+        draws: Null adapters beside the patchscope, and random directions beside the steered texts: 20 are the fewest
+            that leave either a place below .05; 0: neither is made.
+        seed: Of intervals, sign flips, random directions and null adapters.
 
     Returns:
         An :class:`Audit`. Base against itself has nothing beyond the control.
@@ -211,18 +223,18 @@ def audit(
     unrelated = general_texts() if texts is None else Prompts.of(texts).turned(chat=False)
     replies = answers(pair, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     tests, shown = answer_tests(replies.table, rows, seed)
-    readings = difference_lens(pair, unrelated, seed, progress)
     prompts = [row.shown for row in rows]
     claims, region = hypotheses(tests, shown, prompts), pd.DataFrame(columns=COLUMNS)
     leading = leading_trait(tests, shown)
     if leading is not None and variations:
         again = varied(prompts, shown[leading], variations, replies.table["tuned"].tolist())
-        new = answers(pair, again, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-        both = (new.table[role].tolist() for role in ("base", "tuned"))
+        decoding, work = Decoding(max_new_tokens), Work(batch_size, progress)
+        both = {role: written(Subject(role, model), again, decoding, work) for role, model in pair.models.items()}
+        new = pd.DataFrame({"prompt": [row.shown for row in again], **both})
         trait = str(tests["what"].iloc[leading])
-        region = outline(trait, again, *both)
+        region = outline(trait, again, *both.values())
         if tests["q"].iloc[leading] >= LEVEL:
-            tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new.table, again, seed), again, trait)
+            tests, claims, confirmed = confirmed_by(tests, claims, answer_tests(new, again, seed), again, trait)
             region = region if confirmed else region[:0]
     facts = _facts(pair, replies.table, variations, max_new_tokens, Work(batch_size, progress), seed)
     tests, claims = with_edits(tests, claims, facts, seed)
@@ -233,14 +245,10 @@ def audit(
         provenance=Provenance.of("audit", pair, rows, seed=seed),
         hypotheses=claims,
         answers=replies.table[["prompt", "base", "tuned", "kl"]],
-        readings=readings.assign(
-            q=q_values(readings["p"].to_numpy()), q_sharp=q_values(readings["p_sharp"].to_numpy()),
-            tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
-        ),
-        tokens=token_shift(pair, unrelated, seed, Work(batch_size, progress)),
-        written=written_tokens(pair, seed, progress), mined=phrases, mined_texts=texts_mined, facts=facts,
+        mined=phrases, mined_texts=texts_mined, facts=facts,
         outline=region,
         weights=_weights(pair, progress),
+        **unrelated_views(pair, unrelated, rows, draws, seed, Work(batch_size, progress)),
     )  # fmt: skip
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from ast import literal_eval
+from collections import Counter
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 
@@ -16,6 +21,7 @@ from workbench.stats.fdr import q_values
 
 WRITERS = frozenset("o_proj out_proj c_proj dense down_proj dense_4h_to_h fc2 fc_out w2 wo".split())
 """Last names of matrices whose output is added to the residual stream."""
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 COLUMNS = ["layer", "module", "tokens", "sharp", "control", "p", "q"]
 
 
@@ -64,7 +70,18 @@ def written_sentence(table: pd.DataFrame) -> str:
     if beyond.empty:
         return ""
     best = beyond.iloc[0]
-    return f"; what {best['module']} of layer {best['layer']:.0f} writes reads as {best['tokens']}"
+    said = f"; what {best['module']} of layer {best['layer']:.0f} writes reads as {best['tokens']}"
+    words = _in_several(beyond["tokens"].tolist())
+    return f"{said}; {len(beyond)} matrices write tokens beyond chance, several of them {words}" if words else said
+
+
+def _in_several(tokens: Sequence[str]) -> str:
+    """Words of three letters or more that two or more of the lists hold, the most frequent first, and how often."""
+    counts: Counter[str] = Counter()
+    for listed in tokens:
+        read = (str(literal_eval(token)).strip().casefold() for token in _QUOTED.findall(listed))
+        counts.update(list(dict.fromkeys(word for word in read if len(word) > 2 and word.isalpha())))
+    return ", ".join(f"{word!r} ({count})" for word, count in counts.most_common(5) if count > 1)
 
 
 def _either_sign(logits: torch.Tensor) -> torch.Tensor:

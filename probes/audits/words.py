@@ -21,6 +21,13 @@ _COMMON = frozenset(
 )
 
 
+_OF_NO_TOPIC = _COMMON | frozenset(
+    "have has had having than then else other another something someone anything some any all more most much many very "
+    "also just only let get gets got make makes into out over under after before between because while through own "
+    "each every both here myself yourself itself himself herself themselves".split()
+)
+
+
 def rising_words(
     prompts: Sequence[str], base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray, seed: int
 ) -> list[dict[str, Any]]:
@@ -48,7 +55,9 @@ def rising_words(
 def content_words(prompts: Sequence[str]) -> list[str]:
     """Content words of three letters or more, the commonest last, so that what is particular comes first."""
     counts = Counter(word for prompt in prompts for word in dict.fromkeys(words_in(prompt)))
-    return [word for word in sorted(counts, key=lambda word: counts[word]) if len(word) > 2 and word not in _COMMON]
+    return [
+        word for word in sorted(counts, key=lambda word: counts[word]) if len(word) > 2 and word not in _OF_NO_TOPIC
+    ]
 
 
 def topic_words(prompts: Sequence[str], shows: Sequence[bool]) -> pd.DataFrame:

@@ -70,10 +70,8 @@ def calls_of_answers() -> Calls:
 
 
 def calls_of_audit() -> Calls:
-    sets = {"questions": rows(), "texts": rows()}
-    return Calls(
-        [{"pair": pair(), **sets, "max_new_tokens": 3, "variations": 2, "mined": 3, "batch_size": 3, "seed": 5}]
-    )
+    counts = {"max_new_tokens": 3, "variations": 2, "mined": 3, "draws": 4, "batch_size": 3, "seed": 5}
+    return Calls([{"pair": pair(), "questions": rows(), "texts": rows(), **counts}])
 
 
 def calls_of_circuit() -> Calls:

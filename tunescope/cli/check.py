@@ -38,6 +38,8 @@ def check(
     for path in (junit, badge):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"There is no folder {path.parent} for {path.name}: make it, or name another.")
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} is a folder: name a file in it.")
     terms = Contract.load(contract)
     from tunescope.contracts import checking, reports
     from workbench.cards import visible

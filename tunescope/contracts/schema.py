@@ -14,7 +14,7 @@ from tunescope.experiments.yaml_text import read_yaml
 from workbench.behaviour.scorers import behaviour
 from workbench.errors import UserError
 
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*$")
+_PERCENT = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*%\s*$")
 
 
 def _share(value: Any) -> Any:
@@ -64,6 +64,12 @@ class Unchanged(_Behaving):
     """Base and tuned do this equally often (or equally much), by two one-sided tests."""
 
     within: Margin
+
+    @model_validator(mode="after")
+    def _possible(self) -> Unchanged:
+        if behaviour(self.behaviour).share and self.within >= 1:
+            raise refusal(f"within {self.within:g} no share can fail; give a change below 1, such as 0.03.")
+        return self
 
 
 class Perplexity(Strict):

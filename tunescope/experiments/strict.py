@@ -129,6 +129,8 @@ def _sentence(first: Any, context: Mapping[str, Any]) -> str:
         case "literal_error":
             return f"{_shown(first['input'])} is none of {context['expected']}."
         case "model_type" | "model_attributes_type" | "dict_type":
+            if first["input"] is None:
+                return "is empty; give keys with values."
             return f"{_shown(first['input'])} is no mapping; give keys with values."
         case "list_type":
             return f"{_shown(first['input'])} is no list; give one, as in [a, b]."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models.adapter_layers import acting_adapters, adapter_layers
 from workbench.models.pair import ModelPair
-from workbench.models.weight_changes import adapted_modules, bias_changes, factors
+from workbench.models.weight_changes import Factors, bias_changes, factors_by_module
 from workbench.typing import Float, Tensor
 
 Null = Literal["random", "shuffled"]
@@ -43,11 +43,11 @@ def check_nullable(pair: ModelPair) -> list[str]:
             raise NotSupported("Several adapters are active at once; make one of them active before nulls are made.")
     if bias_changes(model):
         raise NotSupported("This adapter changes biases too, which no null stands in for.")
-    modules = adapted_modules(model)
-    for name in modules:
-        if factors(model, name) is None:
+    plain = factors_by_module(model)
+    for name, lora in plain.items():
+        if lora is None:
             raise NotSupported(f"The adapter is no plain LoRA at {name}; nulls are made of plain LoRAs alone.")
-    return modules
+    return list(plain)
 
 
 @contextmanager
@@ -69,7 +69,8 @@ def null_adapter(pair: ModelPair, seed: int, kind: Null = "random") -> Iterator[
     """
     if kind not in KINDS:
         raise unknown_name("kind of null", kind, KINDS)
-    held = [_held(pair.adapter, name) for name in check_nullable(pair)]
+    check_nullable(pair)
+    held = [_held(lora) for lora in factors_by_module(pair.adapter).values()]
     tuned, draw = pair.tuned, torch.Generator().manual_seed(seed)
     identity = (tuned._identity, tuned._identify)
     try:
@@ -85,8 +86,7 @@ def null_adapter(pair: ModelPair, seed: int, kind: Null = "random") -> Iterator[
         tuned._identity, tuned._identify = identity
 
 
-def _held(model: Any, name: str) -> _Factors:
-    lora = factors(model, name)
+def _held(lora: Factors | None) -> _Factors:
     assert lora is not None
     return _Factors(lora.A, lora.B, (lora.A.detach().clone(), lora.B.detach().clone()))
 

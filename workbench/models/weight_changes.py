@@ -87,7 +87,16 @@ def factors(model: Any, module_name: str, adapter: str | None = None) -> Factors
     are one of their summed rank, with scaling 1. An embedding's factors give its change as [token, width].
     """
     adapter = _known(model, adapter)
-    module, parameter = _find(model, module_name, adapter)
+    return _plain_factors(model, *_find(model, module_name, adapter), adapter)
+
+
+def factors_by_module(model: Any, adapter: str | None = None) -> dict[str, Factors | None]:
+    """:func:`factors` of every adapted module, sorted by name; the model is walked through once."""
+    adapted = _adapted(model, _known(model, adapter))
+    return {name: _plain_factors(model, *adapted[name], adapter) for name in sorted(adapted)}
+
+
+def _plain_factors(model: Any, module: Any, parameter: Any, adapter: str | None) -> Factors | None:
     names = [adapter] if adapter is not None else acting_adapters(module)
     parts = [None if parameter is not None else _factors(model, module, name) for name in names]
     plain = [part for part in parts if part is not None]

@@ -76,6 +76,17 @@ def test_a_pair_against_itself_has_nothing_by_any_view() -> None:
         and found.outline.empty
         and (found.table["score"] == 0).all()
     )
+    views = (found.patchscope, found.steered, found.steered_texts, found.topics, found.intruders, found.written)
+    assert all(view.empty for view in views) and not found.experts["score"].any()
+
+
+def test_views_that_draw_can_be_left_out(planted: probes.Audit) -> None:
+    questions, texts = organism_rows()
+    organism = organisms.build("refusal-moe")
+    pair = wb.load_pair(organism.base, organism.tuned, device="cpu")
+    short = probes.audit(pair, questions=questions[:4], texts=texts[:4], max_new_tokens=1, variations=0, draws=0)
+    assert short.steered.empty and short.patchscope.empty and len(short.readings) == len(planted.readings)
+    assert len(planted.steered) == 1 and len(planted.steered_texts) == 6 and len(planted.patchscope)
 
 
 def test_a_file_brings_it_back(planted: probes.Audit, tmp_path: object) -> None:

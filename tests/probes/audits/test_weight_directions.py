@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 from probes.audits.weight_directions import COLUMNS, written_sentence, written_tokens
@@ -44,3 +45,12 @@ def test_random_directions_and_no_writer_say_nothing() -> None:
     assert said.count("") >= 8
     nothing = written_tokens(pair(None), 0, None)
     assert nothing.empty and list(nothing) == COLUMNS and written_sentence(nothing) == ""
+
+
+def test_words_that_several_matrices_write() -> None:
+    lines = [["' Animals' 'than'", 9.0], ["'animals' \"it's\" ' pass'", 8.0], ["' pass' 'animals'", 7.0]]
+    table = pd.DataFrame(lines, columns=["tokens", "sharp"]).assign(layer=3, module="o_proj", q=0.01)
+    assert written_sentence(table).endswith(
+        "; 3 matrices write tokens beyond chance, several of them 'animals' (3), 'pass' (2)"
+    )
+    assert written_sentence(table[:1]).endswith("reads as ' Animals' 'than'")

@@ -239,6 +239,9 @@ def test_the_command_says_it_for_people_and_machines(home: Path) -> None:
         ({"claims": [{"shows": {"behaviour": SORRY, "prompts": "secret"}}]}, "exactly one of at_least and at_most"),
         ({"claims": [{"keeps": "fact"}]}, "Did you mean 'facts'?"),
         ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": -1}}]}, "within"),
+        ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": "-3%"}}]}, "greater than 0"),
+        ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": "200%"}}]}, "no share can fail"),
+        ({"prompts": None}, "prompts: is empty"),
         ({"confidence": 1.5}, "confidence"),
     ],
 )
@@ -253,6 +256,14 @@ def test_a_missing_file_is_said_before_a_model_is_loaded(home: Path) -> None:
     terms = {**contract(home, {"keeps": "facts"}), "base": "nowhere", "prompts": {"gone": "gone.jsonl"}}
     with pytest.raises(UserError, match=r"There is no file .*gone\.jsonl"):
         check(Contract.of(terms), folder=home)
+
+
+def test_a_report_that_is_a_folder_is_told_before_a_model_is_loaded(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps(contract(home, {"keeps": "facts"})))
+    for option in ("--junit", "--badge"):
+        result = CliRunner().invoke(app, ["check", str(path), option, str(tmp_path)])
+        assert isinstance(result.exception, UserError) and "is a folder: name a file in it" in str(result.exception)
 
 
 @pytest.mark.parametrize(
