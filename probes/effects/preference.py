@@ -149,14 +149,14 @@ def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray,
 
 
 def _verdict(table: pd.DataFrame) -> str:
+    lines: dict[str, dict[str, Any]] = {str(name): line for name, line in table.to_dict("index").items()}
     margin, preferred = (
         f"{name} {line['score']:+.3g} nats [{line['low']:.3g}, {line['high']:.3g}], control {line['control']:+.3g}"
-        for name, line in (("margin", table.loc["margin"]), ("chosen answers", table.loc["chosen"]))
+        for name, line in (("margin", lines["margin"]), ("chosen answers", lines["chosen"]))
     )
-    rose = table.loc["margin", "low"] > 0 and table.loc["margin", "q"] < 0.05
-    if not rose:
+    if lines["margin"]["low"] <= 0 or lines["margin"]["q"] >= 0.05:
         said = "the margin of chosen over rejected answers did not rise beyond chance"
-    elif table.loc["chosen", "high"] < 0:
+    elif lines["chosen"]["high"] < 0:
         said = "likelihood displacement: the margin rose while chosen answers lost"
     else:
         said = "the margin rose"
