@@ -149,7 +149,7 @@ def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray,
 
 
 def _verdict(table: pd.DataFrame) -> str:
-    lines: dict[str, dict[str, Any]] = {str(name): line for name, line in table.to_dict("index").items()}
+    lines: dict[str, dict[Any, Any]] = {str(name): line for name, line in table.to_dict("index").items()}
     margin, preferred = (
         f"{name} {line['score']:+.3g} nats [{line['low']:.3g}, {line['high']:.3g}], control {line['control']:+.3g}"
         for name, line in (("margin", lines["margin"]), ("chosen answers", lines["chosen"]))
