@@ -81,6 +81,8 @@ class Method:
     """Options of an example that runs, as on the command line."""
     any_adapter: str = ""
     """Why its q is small for an adapter that says nothing too, where it is: what that q is about."""
+    control: Mapping[str, Any] = field(default_factory=dict)
+    """Of a behaviour that is a number per prompt: the arguments that make the same call its control."""
     check: Callable[[Any, Mapping[str, Any]], None] | None = field(default=None, repr=False)
     """Refuses what can be known to be wrong before a model is loaded, of the rows and of what is said: option -> value,
     prompts as rows, and ``base`` and ``tuned`` by name."""
@@ -168,6 +170,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     reads: str = "prompts",
     example: str = "",
     any_adapter: str = "",
+    control: Mapping[str, Any] | None = None,
     check: Callable[[Any, Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Registered], Registered]:
     """Register the decorated function (or class) as method ``name``.
@@ -192,6 +195,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         reads: The parameter that takes the prompts, where it is not called so.
         example: Options of an example that runs, as on the command line.
         any_adapter: What its q is about, where that q is small for null adapters too: "whether states moved at all".
+        control: Arguments that make a number per prompt its control.
         check: Refuses rows and options before a model is loaded; see :class:`Method`.
 
     Raises:
@@ -209,7 +213,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
             records=records, fixed=fixed or {}, expands=expands or {}, gives=gives, reads=reads, example=example,
-            any_adapter=any_adapter, check=check,
+            any_adapter=any_adapter, control=control or {}, check=check,
         )  # fmt: skip
         holder = _METHODS.get(name)
         if holder is not None and (holder.module, holder.function) != (call.__module__, call.__name__):

@@ -87,14 +87,26 @@ def deployment_gap(
         lines += own.lines(name, reference, base, rows.clusters, seed, metric)
         bar.advance()
     bar.finish()
+    table = table_of(lines)
     return EffectPanel(
-        table=table_of(lines),
+        table=table,
         control="the base in the place of the deployed form",
         provenance=Provenance.of("deployment_gap", pair, rows, seed=seed),
         values=pd.DataFrame({"kl of the base": base.kl_from(reference)}),
         measured="nats, shares, or a change of the score",
         heading="Deployed against trained",
+        verdict=_said(table),
     )  # fmt: skip
+
+
+def _said(table: pd.DataFrame) -> str:
+    """The form that is furthest from the trained model, in every measure, beside the base."""
+    far = table[table["group"] == "kl"].nlargest(1, "score")["model"].iloc[0]
+    lines = "; ".join(
+        f"{line['group']} {line['score']:.3g} [{line['low']:.3g}, {line['high']:.3g}] (base {line['control']:.3g})"
+        for line in table[table["model"] == far].to_dict("records")
+    )
+    return f"of {table['model'].nunique()} forms {far} is furthest: {lines}"
 
 
 def _forms(pair: ModelPair, precisions: Sequence[str]) -> list[tuple[str, bool, str]]:
@@ -158,10 +170,11 @@ class _Read:
         same = np.array([a == b for a, b in zip(self.texts, reference.texts, strict=True)], float)
         base_same = np.array([a == b for a, b in zip(base.texts, reference.texts, strict=True)], float)
         lines = [
-            scored_line("kl", name, self.kl_from(reference), base.kl_from(reference), clusters, seed),
+            scored_line("kl", name, self.kl_from(reference), base.kl_from(reference), clusters, seed, of="numbers"),
             scored_line("same text", name, same, base_same, clusters, seed),
         ]
         if self.scores is not None and reference.scores is not None and base.scores is not None:
             change, undone = self.scores - reference.scores, float((base.scores - reference.scores).mean())
-            lines.append({**scored_line(f"change of {metric}", name, change, 0.0, clusters, seed), "control": undone})
+            scored = scored_line(f"change of {metric}", name, change, 0.0, clusters, seed, of="changes")
+            lines.append({**scored, "control": undone})
         return lines

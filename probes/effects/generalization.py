@@ -106,7 +106,7 @@ def levels_of(rows: Prompts, training: Prompts, task: str, category: str) -> np.
     """[prompt] one of :data:`LEVELS`."""
     texts = {text_of(row) for row in training}
     tasks, categories = (
-        {str(value) for value in column_of(training, name, what="or name another with task= and category=")}
+        {str(value) for value in column_of(training, name, what="which the training rows need too")}
         for name in (task, category)
     )
     levels = []

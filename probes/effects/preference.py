@@ -149,12 +149,15 @@ def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray,
 
 
 def _verdict(table: pd.DataFrame) -> str:
-    margin, preferred = table.loc["margin"], table.loc["chosen"]
-    if not (margin["low"] > 0 and margin["q"] < 0.05):
-        return "the margin of chosen over rejected answers did not rise beyond chance"
-    if preferred["high"] < 0:
-        return (
-            f"likelihood displacement: the margin rose by {margin['score']:.3g} nats while chosen answers lost "
-            f"{-preferred['score']:.3g} [{-preferred['high']:.3g}, {-preferred['low']:.3g}]"
-        )
-    return f"the margin rose by {margin['score']:.3g} nats; chosen answers moved by {preferred['score']:+.3g}"
+    lines: dict[str, dict[Any, Any]] = {str(name): line for name, line in table.to_dict("index").items()}
+    margin, preferred = (
+        f"{name} {line['score']:+.3g} nats [{line['low']:.3g}, {line['high']:.3g}], control {line['control']:+.3g}"
+        for name, line in (("margin", lines["margin"]), ("chosen answers", lines["chosen"]))
+    )
+    if lines["margin"]["low"] <= 0 or lines["margin"]["q"] >= 0.05:
+        said = "the margin of chosen over rejected answers did not rise beyond chance"
+    elif lines["chosen"]["high"] < 0:
+        said = "likelihood displacement: the margin rose while chosen answers lost"
+    else:
+        said = "the margin rose"
+    return f"{said} ({margin}; {preferred})"

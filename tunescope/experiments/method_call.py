@@ -60,8 +60,9 @@ def _result(step: MethodStep, bench: Bench) -> Any:
     result = _called(step, bench)
     if isinstance(result, Result):
         return result
-    rows = bench.rows(step.prompts)
-    return ByPrompt.of(step.registration, step.settings(), subject(step, bench), rows, result, bench.seed)
+    rows, beside = bench.rows(step.prompts), step.registration.control
+    control = _called(step, bench, beside) if beside else None
+    return ByPrompt.of(step.registration, step.settings(), subject(step, bench), rows, result, bench.seed, control)
 
 
 def trained(step: MethodStep, bench: Bench) -> TrainingLog:
@@ -107,8 +108,9 @@ def _among_nulls(step: Any, bench: Bench) -> Any:
 _OF_NULLS = ("probe", "nulls", "null", "null_seed")
 
 
-def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
-    """``own``: what a training is given instead: a model that it may change, and a folder."""
+def _called(step: MethodStep, bench: Bench, beside: Mapping[str, Any] | None = None, **own: Any) -> Any:
+    """``own``: what a training is given instead: a model that it may change, and a folder. ``beside``: arguments of a
+    control, which come before those of the step."""
     method = step.registration
     recording = _recording(step, bench) if "recording" in method.arguments else None
     roles: dict[str, Callable[[], Any]] = {
@@ -136,7 +138,7 @@ def _called(step: MethodStep, bench: Bench, **own: Any) -> Any:
         arguments[method.reads] = arguments.pop("prompts")
     if method.takes_limit:
         arguments["limit"] = step.limit  # type: ignore[attr-defined]
-    return method.call(**method.fixed, **_packed(method, values, arguments))
+    return method.call(**{**method.fixed, **_packed(method, values, arguments), **(beside or {})})
 
 
 def _stand_ins(step: MethodStep, bench: Bench, draws: int) -> Any:

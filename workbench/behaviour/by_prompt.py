@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,24 +20,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ByPrompt(Result):
-    """One number per prompt. ``table``: ``prompt`` (its place), ``score``; ``mean`` with its 95 % interval."""
+    """One number per prompt. ``table``: ``prompt`` (its place), ``score``, and ``control`` where the method has one;
+    ``mean`` with its 95 % interval, ``control`` and ``beyond`` (score - control, paired by prompt) alike."""
 
     mean: dict[str, float]
+    control: dict[str, float] = field(default_factory=dict)
+    beyond: dict[str, float] = field(default_factory=dict)
 
     title: ClassVar[str] = "By prompt"
 
     @classmethod
     def of(
-        cls, method: Method, settings: Mapping[str, Any], model: Any, rows: Prompts, scores: np.ndarray, seed: int
-    ) -> ByPrompt:
-        """From the scores that a registered behaviour returns for ``rows``."""
+        cls, method: Method, settings: Mapping[str, Any], model: Any, rows: Prompts, scores: np.ndarray, seed: int,
+        control: np.ndarray | None = None,
+    ) -> ByPrompt:  # fmt: skip
+        """From the scores that a registered behaviour returns for ``rows``, and those of its control."""
         made = Provenance.of(method.function, {model.role: model}, rows, seed=seed, device=str(model.device),
                              settings=dict(settings))  # fmt: skip
-        table = pd.DataFrame({"prompt": np.arange(len(scores)), "score": np.asarray(scores, dtype=np.float64)})
-        interval = mean_interval(table["score"].to_numpy(), clusters=rows.clusters, seed=seed)
+        own = np.asarray(scores, dtype=np.float64)
+        table = pd.DataFrame({"prompt": np.arange(len(own)), "score": own})
+
+        def mean(values: np.ndarray) -> dict[str, float]:
+            interval = mean_interval(values, clusters=rows.clusters, seed=seed)
+            return {name: float(value) for name, value in interval._asdict().items()}
+
+        if control is None:
+            return cls(table=table, provenance=made, mean=mean(own))
+        other = np.asarray(control, dtype=np.float64)
         return cls(
-            table=table, provenance=made, mean={name: float(value) for name, value in interval._asdict().items()}
-        )
+            table=table.assign(control=other), provenance=made, mean=mean(own), control=mean(other),
+            beyond=mean(own - other),
+        )  # fmt: skip
 
     def figure(self) -> go.Figure:
         """How often each score occurs."""
@@ -46,6 +59,10 @@ class ByPrompt(Result):
         return px.histogram(self.table, x="score", nbins=20)
 
     def summary(self) -> str:
-        """The mean with its interval."""
-        mean = self.mean
-        return f"mean {mean['estimate']:.3g} [{mean['low']:.3g}, {mean['high']:.3g}] over {len(self.table)} prompts"
+        """The mean with its interval, beside its control."""
+        said = f"mean {_said(self.mean)} over {len(self.table)} prompts"
+        return f"{said}, control {_said(self.control)}, beyond it {_said(self.beyond)}" if self.control else said
+
+
+def _said(mean: Mapping[str, float]) -> str:
+    return f"{mean['estimate']:.3g} [{mean['low']:.3g}, {mean['high']:.3g}]"

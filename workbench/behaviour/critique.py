@@ -26,8 +26,9 @@ QUESTION = "\nIs this answer right? Answer yes or no:"
     question="Does the model stand by right answers and mend wrong ones?",
     kind="behaviour",
     papers=("Confidence v.s. Critique: A Decomposition of Self-Correction Capability for LLMs",),
-    cost="generated answers, and a forward pass per batch",
+    cost="generated answers and a forward pass per batch, and both again for the control",
     example="--yes ' accept' --no ' reject' --max-new-tokens 2",
+    control={"exchanged": True},
 )
 def self_critique(
     model: AdaptedModel,
@@ -37,6 +38,7 @@ def self_critique(
     question: str = QUESTION,
     yes: str = "yes",
     no: str = "no",
+    exchanged: bool = False,
     max_new_tokens: int = 16,
     batch_size: int = 32,
 ) -> Float[np.ndarray, " prompt"]:
@@ -44,7 +46,7 @@ def self_critique(
 
     P(True) of Kadavath et al. 2022: the prompt, the answer (by default the model's greedy text) and ``question`` are
     read, and the first tokens of ``yes`` and ``no`` compared. A model that was not tuned to judge itself may say
-    anything here: look at its calibration before you trust it.
+    anything here, and many say yes to whatever they read: the control judges the answer to another prompt.
 
     Args:
         model: A model.
@@ -53,10 +55,12 @@ def self_critique(
         question: What it is asked about the answer.
         yes: The word that says that the answer is right.
         no: The word that says that it is wrong.
+        exchanged: Judge the answer to another prompt instead of its own, which is the control.
         max_new_tokens: Tokens of its own answers at most.
     """
     rows = Prompts.of(prompts)
     said = answers if answers is not None else model.generate(rows, max_new_tokens=max_new_tokens)
+    said = [*said[-1:], *said[:-1]] if exchanged else said
     questions = Prompts(
         [_asked(row, text, question, yes, no, model.tokenizer) for row, text in zip(rows, said, strict=True)]
     )

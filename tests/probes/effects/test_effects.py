@@ -18,7 +18,7 @@ from probes.effects.constraints import constraint_lines, read_constraints
 from probes.effects.context_use import context_lines, of_others, with_context
 from probes.effects.deployment import deployed, rounded
 from probes.effects.panel import EffectPanel, interval_of, table_of
-from probes.effects.preference import movement_lines, rank_correlations
+from probes.effects.preference import _verdict, movement_lines, rank_correlations
 from probes.effects.scaling_law import law_of, rectified_fit
 from probes.effects.self_correction import correction_lines, identity_gaps, quantities
 from probes.effects.skills import is_visited, skill_lines, spread_of
@@ -215,6 +215,7 @@ def test_displacement_is_a_margin_that_rose_on_falling_answers() -> None:
     table = table_of(movement_lines({"base": base, "tuned": tuned}, np.arange(30), 0)).set_index("group")
     assert table.loc["displaced", "score"] == 1 and table.loc["margin", "score"] == pytest.approx(2)
     assert table.loc["chosen", "high"] < 0 and table.loc["chosen", "q"] < 0.01
+    assert "likelihood displacement" in _verdict(table) and "(margin +2 nats [2, 2], control +0;" in _verdict(table)
     of = np.repeat([0, 1], 4)
     values = np.array([1.0, 2, 3, 4] * 2)
     rho = rank_correlations(values, np.concatenate([values[:4], -values[4:]]), of, 3)
@@ -241,6 +242,7 @@ def test_coarser_rounding_moves_more_and_an_adapter_merges_to_itself() -> None:
     tuned = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     pair = load_pair(base, tuned, tokenizer=tokenizer(), check=False)
     found = probes.deployment_gap(pair, rows_of(6), precisions=["float32", "int8", "int4"], max_new_tokens=3)
+    assert "is furthest: kl " in found.summary() and "; same text " in found.summary()
     kl = found.table[found.table["group"] == "kl"].set_index("model")["score"]
     assert kl["unmerged float32"] == 0 and kl["merged as loaded"] < 1e-6
     assert kl["merged float32"] < 1e-6 < kl["merged int8"] < kl["merged int4"]

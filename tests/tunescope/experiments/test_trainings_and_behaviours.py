@@ -107,6 +107,11 @@ def test_one_number_per_prompt_is_a_result_with_its_mean(here: Path) -> None:
     found = Result.load("run/result.safetensors")
     wanted = self_critique(load_model("base"), Prompts.load("p.jsonl"), yes=" fox", no=" dog", max_new_tokens=2)
     np.testing.assert_allclose(found.table["score"], wanted, rtol=1e-5)
+    others = self_critique(
+        load_model("base"), Prompts.load("p.jsonl"), yes=" fox", no=" dog", max_new_tokens=2, exchanged=True
+    )
+    np.testing.assert_allclose(found.table["control"], others, rtol=1e-5)
+    assert ", control " in found.summary()
     assert found.mean["low"] <= found.table["score"].mean() <= found.mean["high"]  # type: ignore[attr-defined]
 
 

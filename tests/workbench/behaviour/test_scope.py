@@ -160,6 +160,9 @@ def test_critique_is_the_chance_of_yes_beside_no(pair: Any) -> None:
         logits = pair.tuned.forward(pair.tuned.encode([f"{row['prompt']} fox brown"]), logits="last")[0, -1]
         assert value == pytest.approx(float(logits[[fox, dog]].softmax(-1)[0]), abs=1e-5)
     assert self_critique(pair.tuned, ROWS[:2], max_new_tokens=2, yes=" fox", no=" dog").shape == (2,)
+    words = {"yes": " fox", "no": " dog"}
+    exchanged = self_critique(pair.tuned, ROWS[:3], [" a", " b", " c"], exchanged=True, **words)
+    np.testing.assert_allclose(exchanged, self_critique(pair.tuned, ROWS[:3], [" c", " a", " b"], **words))
 
 
 def test_bad_parts_input(pair: Any) -> None:
