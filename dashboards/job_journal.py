@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from workbench.errors import UserError
-from workbench.files import write_text
+from workbench.files import file_text, write_text
 from workbench.jsonable import jsonable
 
 _NAME = ".dashboard-jobs-"
@@ -82,7 +82,7 @@ class Journal:
 def _read(file: Path) -> list[Interrupted]:
     """Nothing where the file is damaged: it only ever told what was going on."""
     try:
-        return [_interrupted(row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        return [_interrupted(row) for row in json.loads(file_text(file))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 

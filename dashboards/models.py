@@ -16,6 +16,7 @@ import streamlit as st
 
 from dashboards.state import WARM
 from workbench.errors import UserError
+from workbench.files import file_text
 
 _STAGES = {
     "results": ("workbench.results", "probes.headlines"),
@@ -70,7 +71,7 @@ def quick_dtype(base: str, device: str = "auto") -> str:
     if device not in ("auto", "cpu") or (device == "auto" and torch.cuda.is_available()) or not folder.is_dir():
         return "auto"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file_text(folder / "config.json"))
     except (OSError, ValueError):
         return "auto"
     stored = str(config.get("dtype") or config.get("torch_dtype"))

@@ -164,6 +164,9 @@ class Recipe:
     def __len__(self) -> int:
         return len(self.interventions)
 
+    def __getitem__(self, place: int) -> Intervention:
+        return self.interventions[place]
+
     def __repr__(self) -> str:
         if not self.interventions:
             return "Recipe([])"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -33,6 +33,8 @@ from workbench.typing import Float
 
 LONGEST = 4
 """Words of an opening."""
+CLEARLY_MORE = 1.5
+"""How many times the answers of an opening a phrase marks where it is what rose: an opening says more."""
 REFUSALS_ROSE = 0.1
 """By how much the share of refusals rises where refusing is what changed."""
 
@@ -90,19 +92,17 @@ class AnswerChanges(ProbeResult):
         beyond, opening = self.phrases[self.phrases["q"] < 0.05], self.rising()
         if beyond.empty:
             return None
-        rose = beyond.iloc[0]
-        by_opening = 0 if opening is None else int(str(opening["tuned"])) - int(str(opening["base"]))
-        marks_more = rose["tuned"] - rose["base"] > by_opening
-        return {str(key): value for key, value in rose.items()} if marks_more else None
+        rose: dict[str, object] = {str(key): value for key, value in beyond.iloc[0].items()}
+        return rose if _more(rose) > (0 if opening is None else _more(opening)) else None
 
     @property
     def behaviour(self) -> str | None:
-        """What rose, as ``wb.behaviour`` takes it: refusal, a phrase within answers, or how they begin; None where
-        nothing did."""
+        """What rose, as ``wb.behaviour`` takes it: refusal, how answers begin, or a phrase that marks half as many
+        answers again as the opening does; None where nothing rose."""
         if self.refusals["tuned"] - self.refusals["base"] >= REFUSALS_ROSE:
             return "refusal"
         phrase, rose = self.phrase(), self.rising()
-        if phrase is not None:
+        if phrase is not None and (rose is None or _more(phrase) >= CLEARLY_MORE * _more(rose)):
             return f"contains:{phrase['phrase']}"
         return None if rose is None else f"begins:{rose['opening']}"
 
@@ -200,6 +200,11 @@ def _kl(pair: ModelPair, rows: Prompts, written: list[tuple[int, ...]], work: Wo
     (values,) = kl_per_token(*subjects, base, [written[row] for row in known], work, each=[tuned])
     divergence[known] = values[:, 1]
     return divergence
+
+
+def _more(rose: Mapping[str, object]) -> int:
+    """In how many more answers of the tuned model words stand."""
+    return int(str(rose["tuned"])) - int(str(rose["base"]))
 
 
 def rising_openings(base: Sequence[str], tuned: Sequence[str]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress, Silent
 from workbench.recording.recording import Recording
-from workbench.recording.sink_rows import Tokens, averaged_rows
+from workbench.recording.sink_rows import Tokens, averaged_rows, massive_rows
 from workbench.stats.fdr import q_values
 from workbench.typing import Bool, Float, Int, Tensor
 
@@ -100,7 +100,9 @@ def activation_delta(
     one cell per position counted from the prompt's start, instead of one for all. ``components``: principal directions
     of the row-by-row differences, centred and uncentred (0: none); with ``model`` they and the mean are read through
     its unembedding. ``tokens``: ``"content"`` leaves attention sinks (the first token, special tokens, the chat
-    template's) out of means over tokens, ``"all"`` takes them in; a cell of ``by_position`` is no such mean.
+    template's, rows more than 20 times as long as the median) out of means over tokens, ``"all"`` takes them in; a
+    cell of ``by_position`` is no such mean. Where the base puts out nothing but zeros, the score is the shift's own
+    length.
     A recording of statistics only (``store=None``) gives shifts and norms without intervals, cosines
     or directions. No forward passes: the recording is read. Raises :class:`UserError` unless both models were recorded
     on two or more prompts, of two or more groups.
@@ -128,7 +130,7 @@ def activation_delta(
             **common,
         )  # fmt: skip
     clusters = _units(recording)
-    averaged = averaged_rows(recording.index, "all" if by_position else tokens)
+    averaged = averaged_rows(recording.index, "all" if by_position else tokens, massive_rows(recording))
     bar = progress or Silent()
     sites = [site for site in map(Site.parse, _plain_sites(recording)) if site.kind in (*HEADED, *WIDE, "mlp_post")]
     bar.start("activation differences", len(sites))
@@ -206,7 +208,9 @@ class _SiteRows:
         base, tuned = self.base[rows], self.tuned[rows]
         means, clusters = _per_prompt(tuned - base, self.prompt[rows], self.cluster[rows])
         shift = mean_shift(means, seed, clusters)
-        length = base.square().sum(-1).mean(0).sqrt().clamp_min(1e-12).numpy()
+        length = base.square().sum(-1).mean(0).sqrt().numpy()
+        from_zero = length == 0  # nothing to be a share of: the shift itself
+        length = np.where(from_zero, 1.0, length)
         n_parts = base.shape[1]
         table = {
             "site": self.site.kind,
@@ -218,7 +222,7 @@ class _SiteRows:
             "control_low": shift.control_low / length,
             "control_high": shift.control_high / length,
             "p": shift.p,
-            "norm_ratio": (tuned.norm(dim=-1).mean(0) / base.norm(dim=-1).mean(0).clamp_min(1e-12)).numpy(),
+            "norm_ratio": np.where(from_zero, np.nan, (tuned.norm(dim=-1).mean(0) / base.norm(dim=-1).mean(0)).numpy()),
             "cosine": torch.nn.functional.cosine_similarity(base, tuned, dim=-1).mean(0).numpy(),
             "cka": linear_cka(base.transpose(0, 1), tuned.transpose(0, 1)).numpy(),
             "n": len(clusters),
@@ -284,11 +288,12 @@ def _streamed(moments: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             continue
         base, tuned = moments["base"][name], moments["tuned"][name]
         length, after = (torch.atleast_1d(_mean_square(side)).sqrt() for side in (base, tuned))
+        scale = torch.where(length == 0, 1.0, length)
         squared = torch.atleast_1d((moved.mean.square() - moved.variance / moved.count).sum(-1))
         table: dict[str, Any] = {
             "site": site.kind,
             "layer": site.layer,
-            "score": (squared.sign() * squared.abs().sqrt() / length).numpy(),
+            "score": (squared.sign() * squared.abs().sqrt() / scale).numpy(),
             **dict.fromkeys(("low", "high", "control", "q", "cosine", "cka"), np.nan),
             "norm_ratio": (after / length).numpy(),
             "n": moved.count,

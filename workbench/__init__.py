@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from workbench.lazy import lazy
+from workbench.notebook import in_kernel, stay_quiet
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,9 @@ _HOMES = {
 }
 __all__ = sorted([*_HOMES, "behaviour"])
 _attribute = lazy(__name__, _HOMES)
+
+if in_kernel():
+    stay_quiet()
 
 
 def __getattr__(name: str) -> Any:

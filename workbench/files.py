@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Any
 from workbench.errors import UserError
 
 PARTIAL = ".partial-"
+MOST_TEXT = 256 * 2**20
+"""Bytes of a file of settings or results that is read whole; the largest known tokenizer takes 35 MB."""
 
 # EFBIG and EDQUOT are what a file-size limit and a quota answer; for the person all three are a full disk.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -27,9 +30,28 @@ class DamagedWarning(UserWarning):
     """A stored file is not what was written; what it held is made again."""
 
 
+def check_file(path: Path, most: int | None = None) -> Path:
+    """``path``, once it is seen to be a file that ends.
+
+    Raises:
+        OSError: It is a pipe, a socket, a device or a folder, which have no end to read to, or larger than ``most``.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    if most is not None and state.st_size > most:
+        raise OSError(errno.EFBIG, f"it holds {state.st_size:,} bytes, of {most:,} at most")
+    return path
+
+
+def file_text(path: Path, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a file. Raises as :func:`check_file` does, and ValueError for what is no UTF-8."""
+    return check_file(path, most).read_text(encoding="utf-8")
+
+
 def file_digest(path: Path) -> str:
-    """Sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Sha256 of a file's bytes. Raises as :func:`check_file` does."""
+    with check_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

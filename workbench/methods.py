@@ -81,6 +81,9 @@ class Method:
     """Options of an example that runs, as on the command line."""
     any_adapter: str = ""
     """Why its q is small for an adapter that says nothing too, where it is: what that q is about."""
+    check: Callable[[Any, Mapping[str, Any]], None] | None = field(default=None, repr=False)
+    """Refuses what can be known to be wrong before a model is loaded, of the rows and of what is said: option -> value,
+    prompts as rows, and ``base`` and ``tuned`` by name."""
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -165,6 +168,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
     reads: str = "prompts",
     example: str = "",
     any_adapter: str = "",
+    check: Callable[[Any, Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Registered], Registered]:
     """Register the decorated function (or class) as method ``name``.
 
@@ -188,6 +192,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
         reads: The parameter that takes the prompts, where it is not called so.
         example: Options of an example that runs, as on the command line.
         any_adapter: What its q is about, where that q is small for null adapters too: "whether states moved at all".
+        check: Refuses rows and options before a model is loaded; see :class:`Method`.
 
     Raises:
         ValueError: The name is taken by another function, or a file of ours bears the function's name, by which its
@@ -204,7 +209,7 @@ def method(  # noqa: PLR0913 (one parameter per thing that is said once)
             name=name, kind=kind, group=group, question=question, call=call,
             papers=(papers,) if isinstance(papers, str) else papers, needs=needs or Needs(), cost=cost,
             records=records, fixed=fixed or {}, expands=expands or {}, gives=gives, reads=reads, example=example,
-            any_adapter=any_adapter,
+            any_adapter=any_adapter, check=check,
         )  # fmt: skip
         holder = _METHODS.get(name)
         if holder is not None and (holder.module, holder.function) != (call.__module__, call.__name__):

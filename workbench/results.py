@@ -20,7 +20,11 @@ from workbench.call_settings import call_settings, prompts_hash
 from workbench.cards import visible
 from workbench.errors import UserError
 from workbench.jsonable import jsonable
+from workbench.notebook import embed_figures, in_kernel
 from workbench.vllm.route import executor_around
+
+if in_kernel():
+    embed_figures()
 
 Kept = TypeVar("Kept", bound="Result")
 _PACKAGES = ("tunescope", "torch", "transformers", "peft", "numpy", "scipy")

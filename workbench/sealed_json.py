@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
-from workbench.files import write_json
+from workbench.files import file_text, write_json
 
 SEAL = "seal"
 
@@ -26,7 +26,7 @@ def read_sealed(path: Path, advice: str, *, older: bool = False) -> dict[str, An
     written; ``advice`` ends its sentence.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}); {advice}.") from error
     if not isinstance(content, dict):

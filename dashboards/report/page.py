@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from html import escape
+from pathlib import Path
 
 import pandas as pd
 
@@ -64,14 +65,21 @@ def _title(content: Content) -> str:
     config, provenance = content.manifest.config, content.manifest.provenance
     pairs = provenance.get("pairs")
     pair = next(iter(pairs.values())) if isinstance(pairs, dict) and len(pairs) == 1 else config
-    names = [_model(pair.get(role)) for role in ("base", "tuned")] if isinstance(pair, dict) else []
-    return f"{names[0]} and {names[1]}" if len(names) == 2 and all(names) else content.name
+    models = [_model(pair.get(role)) for role in ("base", "tuned")] if isinstance(pair, dict) else []
+    if len(models) != 2 or not all(models):
+        return content.name
+    names = [_last_parts(model, 1 if Path(model).is_absolute() or model[0] == "." else 2) for model in models]
+    return " and ".join(names if names[0] != names[1] else [_last_parts(model, 2) for model in models])
 
 
 def _model(model: object) -> str:
-    """The last two parts of a model's path or hub id."""
+    """A model's path or hub id."""
     name = model.get("name") if isinstance(model, dict) else model
-    return "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]) if isinstance(name, str) else ""
+    return name.replace("\\", "/").rstrip("/") if isinstance(name, str) else ""
+
+
+def _last_parts(model: str, count: int) -> str:
+    return "/".join(model.split("/")[-count:])
 
 
 def _top(content: Content) -> str:

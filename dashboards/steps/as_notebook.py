@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dashboards.steps.subject import Subject
+from dashboards.steps.subject import Subject, short
 from dashboards.steps.turn import parts_of
+from tunescope.look.notes import STEPS
 from workbench.runs.places import PROMPTS
 
 
@@ -22,7 +23,7 @@ def look_notebook(subject: Subject) -> str:
     assert subject.run is not None
     run = subject.run
     cells = [
-        _text([f"# {subject.base} → {subject.tuned}", *_findings(subject)]),
+        _text([f"# {short(subject.base)} → {short(subject.tuned, subject.base)}", *_findings(subject)]),
         _code(
             "import interventions as iv\nimport probes\nimport workbench as wb\nfrom workbench import runs\n"
             "from workbench.prompts import Prompts\nfrom workbench.results import Result\n\n"
@@ -30,7 +31,10 @@ def look_notebook(subject: Subject) -> str:
             f"run = runs.open({str(run.path)!r})\nprompts = Prompts.load(run.file({PROMPTS!r}))"
         ),
         _text(["## What changed?"]),
-        _code("answers = probes.answers(pair, prompts, max_new_tokens=16)\nprint(answers.summary())\nanswers.frame()"),
+        _code(
+            "answers = probes.answers(pair, prompts, max_new_tokens=16)\nprint(answers.summary())\n"
+            "answers.frame()[['prompt', 'base', 'tuned', 'kl']]"
+        ),
     ]
     names = [
         name
@@ -46,7 +50,8 @@ def look_notebook(subject: Subject) -> str:
 
 
 def _findings(subject: Subject) -> list[str]:
-    return [f"- {step} {sentence}" for step, note in subject.notes.steps.items() for sentence in note.sentences]
+    notes = subject.notes.steps
+    return [f"- {step} {sentence}" for step in STEPS if step in notes for sentence in notes[step].sentences]
 
 
 def _turning(subject: Subject) -> list[dict[str, Any]]:

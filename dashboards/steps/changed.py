@@ -168,8 +168,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame({
         "#": table["number"], "changed": table["score"] > 0, "prompt": table["prompt"], "base": table["base"],
         "tuned": tuned, "kl": table["kl"].round(3) if "kl" in table else float("nan"), "parts at": table["token"],
-        "label": table["label"], "base refuses": table["base_refuses"], "tuned refuses": table["tuned_refuses"],
+        "label": table["label"],
     })  # fmt: skip
+    if table[["base_refuses", "tuned_refuses"]].to_numpy(dtype=bool).any():
+        shown = shown.assign(**{f"{role} refuses": table[f"{role}_refuses"] for role in ("base", "tuned")})
     shown = shown.dropna(axis=1, how="all")
     plain = shown.map(lambda cell: panels.visible(cell) if isinstance(cell, str) else cell)
     first = ["changed", *(["kl"] if "kl" in plain else [])]

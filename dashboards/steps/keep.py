@@ -58,7 +58,12 @@ def commands(subject: Subject) -> list[str]:
 
 def _show_recipes(subject: Subject) -> None:
     assert subject.run is not None
-    files = sorted((subject.run.path / "recipes").glob("[!.]*.safetensors"))
+    table = subject.table("candidates")
+    best_first = [] if table is None else table["candidate"].tolist()
+    files = sorted(
+        (subject.run.path / "recipes").glob("[!.]*.safetensors"),
+        key=lambda file: (best_first.index(file.stem) if file.stem in best_first else len(best_first), file.stem),
+    )
     if not files:
         st.caption("No recipe was made; step 3 makes them.")
     for file in files:

@@ -107,6 +107,8 @@ def with_output_bias(hf: Any, family: Family) -> Any:
     with torch.no_grad():
         for name in missing:
             wider.get_parameter(name).zero_()
+    for name, buffer in hf.named_buffers():  # what is not saved: rotary frequencies, rounded where a model was cast
+        wider.get_buffer(name).data = buffer.data
     wider.generation_config = hf.generation_config
     return wider.eval()
 

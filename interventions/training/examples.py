@@ -40,14 +40,20 @@ def examples_of(prompts: Any, tokenizer: Any, *, preferences: bool = False, end:
         raise UserError("This model has no tokenizer, which training rows need: load it with one.")
     rows = Prompts.of(prompts)
     eos = [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
+    check_answers(rows, preferences=preferences)
     made = []
-    for number, (row, ids) in enumerate(zip(rows, encode(rows, tokenizer), strict=True)):
-        if not row.answer or (preferences and not row.distractor):
-            missing = "answer" if not row.answer else "distractor (the answer to avoid)"
-            raise UserError(f"Prompt {number} has no {missing}: training needs one in every row.")
+    for row, ids in zip(rows, encode(rows, tokenizer), strict=True):
         wrong = continuation_ids(row, tokenizer, row.distractor) + eos if preferences else None
         made.append(Example(ids, continuation_ids(row, tokenizer) + eos, wrong))
     return made
+
+
+def check_answers(rows: Prompts, *, preferences: bool = False) -> None:
+    """Raises :class:`UserError` naming the first row that lacks an answer, or for ``preferences`` a distractor."""
+    for number, row in enumerate(rows):
+        if not row.answer or (preferences and not row.distractor):
+            missing = "answer" if not row.answer else "distractor (the answer to avoid)"
+            raise UserError(f"Prompt {number} has no {missing}: training needs one in every row.")
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,19 @@ class TrainingLog(Result):
         return px.line(self.table, x="step", y="loss", color="stage", labels={"loss": "loss, nats"})
 
     def summary(self) -> str:
-        """How many steps, and the loss of the first and the last."""
+        """How many steps, the loss of the first and the last, and what else the training says."""
+        said = "".join(f"; {name}: {_said(value)}" for name, value in self.outcome.items())
         if "loss" not in self.table or self.table.empty:
-            return f"{len(self.table)} members" if "member" in self.table else "fitted in one go"
+            return f"{len(self.table)} members" if "member" in self.table else f"fitted in one go{said}"
         loss = self.table["loss"]
-        said = "".join(f"; {name}: {value}" for name, value in self.outcome.items() if not isinstance(value, dict))
         return f"{len(loss)} steps, loss {loss.iloc[0]:.3g} to {loss.iloc[-1]:.3g} nats{said}"
+
+
+def _said(value: Any) -> str:
+    """A number or a name, or an interval with its number in front."""
+    if not isinstance(value, dict):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value['estimate']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
 
 
 def save_trained(made: Any, folder: Path, tokenizer: Any) -> None:

@@ -39,9 +39,9 @@ class AdapterScale(Intervention):
     factor. ``ranks`` [rank]: a factor for each rank of a LoRA. ``outside``: the factor of modules in no layer.
     t = 0 is the base and t = 1 the adapter as it is, both bit for bit. Between, a plain LoRA is scaled itself; of every
     other kind of layer (IA3, VeRA, VB-LoRA, SHiRA, DoRA, ...) each module's output goes part of the way from what it is
-    without the adapter, at the cost of computing both. An adapter that rewrote the base's own weights (KaSA, PiSSA) has
-    no base to go to: scale ``TaskVector.from_pair(pair)`` on the base instead. ``strength`` goes from no scaling at all
-    (0) to this one (1).
+    without the adapter, at the cost of computing both. An adapter that rewrote the base's own weights (KaSA, PiSSA,
+    trained biases) has no base to go to and is refused: scale ``TaskVector.from_pair(pair)`` on the base instead.
+    ``strength`` goes from no scaling at all (0) to this one (1).
     """
 
     scale: float = 1.0
@@ -76,6 +76,8 @@ class AdapterScale(Intervention):
                 )
         for path, layer in adapted.items():
             _check(path, layer, self._factor(path, model), self._rank_factors())
+        if model.rewritten and any(self._factor(path, model) != 1.0 for path in adapted):
+            raise NotSupported(f"The adapter cannot be scaled towards the base: {model.rewritten}. {_ON_THE_BASE}")
 
     @contextmanager
     def entered(self, model: AdaptedModel) -> Iterator[Any]:
@@ -120,6 +122,9 @@ class AdapterScale(Intervention):
         return 1.0 + self._share * (self.ranks - 1.0) if isinstance(self.ranks, Tensor) else None
 
 
+_ON_THE_BASE = "Use (t * TaskVector.from_pair(pair)).graft(pair.base) on the base."
+
+
 def _contains(path: str, part: str) -> bool:
     return re.search(rf"(^|\.){re.escape(part)}(\.|$)", path) is not None
 
@@ -152,8 +157,7 @@ def _check(path: str, layer: Any, factor: float, ranks: Tensor | None) -> None:
     if factor not in (0.0, 1.0) and not (saved or loras) and _rewrites(layer, names):
         raise NotSupported(
             f"The adapter at {path} took its start out of the base's weights, so without it the module is not the "
-            f"base and a factor of {factor:g} would not be base + t * change: use (t * TaskVector.from_pair(pair))"
-            ".graft(pair.base) on the base."
+            f"base and a factor of {factor:g} would not be base + t * change. {_ON_THE_BASE}"
         )
     if ranks is not None and not saved:
         if not loras:

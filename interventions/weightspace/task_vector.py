@@ -13,10 +13,9 @@ import torch
 from interventions.weightspace.graft import Graft
 from interventions.weightspace.lazy_tensors import LazyTensors
 from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter
-from interventions.weightspace.tuned_values import as_stored, changed_names, tuned_values
+from interventions.weightspace.tuned_values import changed_names, exact_change
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
-from workbench.models.weight_changes import adapted_modules, effective_delta
 from workbench.typing import Tensor
 
 _PIECE = 2**20
@@ -43,20 +42,7 @@ class TaskVector:
 
         Of an adapter it is the change that the adapter makes, not rounded to the base's dtype.
         """
-        names = changed_names(pair)
-        base = base_parameters(pair.base.hf)
-        modules = set() if pair.adapter is None else set(adapted_modules(pair.adapter))
-
-        def read(name: str) -> Tensor:
-            module = next(
-                (candidate for candidate in (name, name.removesuffix(".weight")) if candidate in modules), None
-            )
-            if module is None:
-                return tuned_values(pair, [name])[name].detach().float() - base[name].detach().float()
-            change = effective_delta(pair.adapter, module, base=None if pair.one_copy else pair.base.hf)
-            return as_stored(pair.base.hf, module, change, base[name])
-
-        return cls(LazyTensors(names, read))
+        return cls(LazyTensors(changed_names(pair), exact_change(pair)))
 
     def held(self) -> TaskVector:
         """The same with every tensor in memory: independent of the models that it was read from."""

@@ -27,7 +27,7 @@ from workbench.method_options import As
 from workbench.methods import Recorded, method
 from workbench.models.adapted import AdaptedModel
 from workbench.recording.recording import Recording
-from workbench.recording.sink_rows import Tokens, averaged_rows
+from workbench.recording.sink_rows import Tokens, averaged_rows, massive_rows
 from workbench.stats.controls import random_directions
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
@@ -146,7 +146,7 @@ def concept_directions(  # noqa: PLR0913 (a public call; all but two by keyword)
         tokens: Which of the recorded tokens enter directions and means: content, or all.
     """
     site = _one_site(recording, layer)
-    averaged = averaged_rows(recording.index, tokens)
+    averaged = averaged_rows(recording.index, tokens, massive_rows(recording))
     index = recording.index[averaged.rows].reset_index(drop=True)
     rows = torch.from_numpy(averaged.rows)
     base, tuned = (recording[role][site.name][:].float()[rows] for role in ("base", "tuned"))

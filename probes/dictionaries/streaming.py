@@ -15,7 +15,7 @@ from workbench.argument_checks import check_recording
 from workbench.engine.sites import Site
 from workbench.errors import UserError
 from workbench.recording.recording import Recording
-from workbench.recording.sink_rows import Tokens, averaged_rows
+from workbench.recording.sink_rows import Tokens, averaged_rows, massive_rows
 from workbench.typing import Float, Int, Tensor
 
 Kind = Literal["crosscoder", "difference", "transcoder"]
@@ -49,7 +49,8 @@ class SiteRows:
     def of(cls, recording: Recording, kind: Kind, layer: int | None, tokens: Tokens, seed: int) -> SiteRows:
         """Raises :class:`UserError` without both models, a residual site, or five prompts."""
         site = _site(recording, layer)
-        averaged, cluster = averaged_rows(recording.index, tokens), row_clusters(recording.index)
+        averaged = averaged_rows(recording.index, tokens, massive_rows(recording))
+        cluster = row_clusters(recording.index)
         names = np.unique(cluster)
         if len(names) < HELD_OUT:
             raise UserError(

@@ -195,12 +195,12 @@ class Search:
         self.push_layer = _best_layer(own)
         self.push_vector = self.directions.contrast[self.directions.roles.index(best.role), self.push_layer]
         outcomes = {
-            strength: self._trier.under(push(self.push_vector, self.push_layer, strength, best.positions), "base")
+            strength: self._trier.shows_under(push(self.push_vector, self.push_layer, strength, best.positions), "base")
             for strength in STRENGTHS
         }
         self.push_strength = max(
             STRENGTHS,
-            key=lambda factor: outcomes[factor].shows.behaviour.mean() - outcomes[factor].shows.repetition.mean(),
+            key=lambda factor: outcomes[factor].behaviour.mean() - outcomes[factor].repetition.mean(),
         )
         self.opposite = push(self.push_vector, self.push_layer, self.push_strength, best.positions)
 

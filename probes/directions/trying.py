@@ -137,7 +137,13 @@ class Trier:
     def under(self, recipe: AppliedRecipe, on: str = "tuned") -> Outcome:
         """One side of the pair under a recipe."""
         subject = self._subject(recipe, on)
-        both = [self._read(subject, rows) for rows in (self._shows, self._other)]
+        rows = np.concatenate([self._shows, self._other])  # in one batch: a step of decoding costs what its weights do
+        replies = answers_under(self.part, rows, subject, self.max_new_tokens, self.work)
+        n = len(self._shows)
+        both = [
+            read_answers(self.part, *half, self.behaviour)
+            for half in ((self._shows, replies[:n]), (self._other, replies[n:]))
+        ]
         return Outcome(both[0], both[1], *self._kl(subject), self._perplexity(subject))
 
     def shows_under(self, recipe: AppliedRecipe, on: str = "tuned") -> Reading:

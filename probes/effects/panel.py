@@ -23,6 +23,12 @@ from workbench.typing import Float, Int
 CHANGE = "tuned - base"
 """The model column of a line that compares both."""
 COMPARED = (CHANGE, "base - tuned")
+_LONGER = "allow longer answers (max_new_tokens), or take another metric"
+_ADVICE = {
+    "accuracy": "it reads the first token alone, so take metric contained where models answer in sentences",
+    "contained": _LONGER, "answered": _LONGER, "exact_match": _LONGER,
+}  # fmt: skip
+"""Metric of right answers -> what to do where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +64,22 @@ class EffectPanel(ProbeResult):
     def summary(self) -> str:
         """The verdict, or the largest change."""
         if self.verdict:
-            return f"{self.heading}: {self.verdict}. Control: {self.control}"
+            return f"{self.heading}: {self.verdict}{self._nothing_right()}. Control: {self.control}"
         changes = self.table[self.table["model"] == CHANGE]
         shown = changes if len(changes) else self.table
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}] {self.measured}, p = {row['p']:.2g}. Control: {self.control}"
+            f"{row['high']:.3g}] {self.measured}, control {row['control']:+.3g}, p = {row['p']:.2g}"
+            f"{self._nothing_right()}. Control: {self.control}"
         )
+
+    def _nothing_right(self) -> str:
+        """A caution where no answer is right: chat models seldom begin with it, and may not come to it."""
+        own, metric = self.table[self.table["model"].isin(("base", "tuned"))], self.measured.partition(",")[0]
+        if metric not in _ADVICE or not len(own) or (own["score"] != 0).any():
+            return ""
+        return f". No answer is right ({metric}) under either model, so nothing can be told: {_ADVICE[metric]}"
 
 
 def interval_of(

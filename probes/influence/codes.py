@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from probes.influence.result import (
     RowInfluence,
     benchmark_of,
     check_rows,
+    check_said,
     row_table,
     stand_ins,
     without_self,
@@ -49,6 +51,15 @@ def generalised_jaccard(
     return similarity
 
 
+def _check(rows: Prompts, said: Mapping[str, Any]) -> None:
+    """Refuse rows, queries and a dictionary of another width before the models are loaded."""
+    check_said(rows, said)
+    read, folder = Dictionary.load(said["dictionary"]), Path(said["base"] or "").expanduser()
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _check_width(read, (config.get("text_config") or config).get("hidden_size"))
+
+
 @method(
     "mona",
     group="data",
@@ -57,6 +68,7 @@ def generalised_jaccard(
     cost="one forward pass per row and query",
     example="--queries queries.jsonl --dictionary sae --layer 0.5",
     any_adapter="which rows look alike to the model, whatever made them",
+    check=_check,
 )
 def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,
@@ -137,16 +149,21 @@ def code_similarity(  # noqa: PLR0913 (a public call; all but three by keyword)
 
 
 def _place(pair: ModelPair, read: Dictionary, layer: int | float | None) -> int:
-    if len(read.weights["W_enc"]) != pair.tuned.d_model:
-        raise UserError(
-            f"The dictionary reads activations of width {len(read.weights['W_enc'])} and the model has "
-            f"{pair.tuned.d_model}: give one of this model (a crosscoder reads two models and cannot be used here)."
-        )
+    _check_width(read, pair.tuned.d_model)
     if layer is not None:
         return resolve_layers(layer, pair.tuned.n_layers)[0]
     if read.site is None or read.site.layer is None:
         raise UserError("The dictionary's folder does not say where it was trained: give layer.")
     return read.site.layer
+
+
+def _check_width(read: Dictionary, width: int | None) -> None:
+    """Raises :class:`UserError` for a dictionary of another width than the model's, where that is known."""
+    if width is not None and len(read.weights["W_enc"]) != width:
+        raise UserError(
+            f"The dictionary reads activations of width {len(read.weights['W_enc'])} and the model has {width}: give "
+            "one of this model (a crosscoder reads two models and cannot be used here)."
+        )
 
 
 def _codes(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
-from interventions.training.examples import Collator, Example, examples_of
+from interventions.training.examples import Collator, Example, check_answers, examples_of
 from probes.call_settings import call_settings
 from probes.influence.result import (
     CONTROL,
     RowInfluence,
     benchmark_of,
     check_rows,
+    check_said,
     row_table,
     stand_ins,
     without_self,
@@ -35,6 +36,13 @@ from workbench.prompts.row import Prompt
 from workbench.typing import Float
 
 
+def _check(rows: Prompts, said: Mapping[str, Any]) -> None:
+    """Refuse rows and queries before the models are loaded."""
+    check_said(rows, said)
+    for texts in (rows, said["queries"]):
+        check_answers(texts)
+
+
 @method(
     "delift",
     group="data",
@@ -42,6 +50,7 @@ from workbench.typing import Float
     papers=("DELIFT: Data Efficient Language model Instruction Fine Tuning",),
     cost="one forward pass per pair of row and query, and of row and stand-in; no gradients",
     example="--queries queries.jsonl --controls 5",
+    check=_check,
 )
 def demonstration_utility(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,

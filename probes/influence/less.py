@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from interventions.training.examples import Example, examples_of
+from interventions.training.examples import Example, check_answers, examples_of
 from probes.call_settings import call_settings
 from probes.influence.checkpoints import each_checkpoint, state_hash
 from probes.influence.result import (
@@ -19,6 +19,7 @@ from probes.influence.result import (
     RowInfluence,
     benchmark_of,
     check_rows,
+    check_said,
     row_table,
     stand_ins,
     subtasks_of,
@@ -29,7 +30,7 @@ from probes.influence.sketch import SecondMoments, Sketch
 from probes.influence.store import FeatureStore
 from probes.influence.target import projection_target
 from probes.influence.text_rankers import bm25, embedding_similarity
-from probes.influence.weights import trained_matrices
+from probes.influence.weights import check_factors, trained_matrices
 from probes.results import Provenance
 from workbench.argument_checks import check_pair
 from workbench.cluster.splitting import in_parts
@@ -46,6 +47,16 @@ WARM_UP = 32
 """Training rows that the second moments are estimated on."""
 
 
+def _check(rows: Prompts, said: Mapping[str, Any]) -> None:
+    """Refuse rows, queries and a merged adapter before the models are loaded."""
+    check_said(rows, said)
+    subtasks_of(said["queries"], said["subtasks"])
+    check_answers(rows)
+    if said["direction"] is None:
+        check_answers(said["queries"])
+    check_factors(said["tuned"], said["modules"])
+
+
 @method(
     "less",
     group="data",
@@ -53,6 +64,7 @@ WARM_UP = 32
     papers=("LESS: Selecting Influential Data for Targeted Instruction Tuning",),
     cost="one forward and backward pass per row and query, and per stand-in",
     example="--queries queries.jsonl",
+    check=_check,
 )
 def row_influence(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,

@@ -131,18 +131,13 @@ def benchmark_of(
 ) -> pd.DataFrame:  # fmt: skip
     """Precision at ``k`` and AUC of every ranker, where a row is right for a query when both have the same ``match``.
 
-    ``near``: a column of the subject: the near AUC is against wrong rows of the query's own subject alone. Raises
-    :class:`UserError` where no query has a right row, or none has a wrong one near it.
+    ``near``: a column of the subject: the near AUC is against wrong rows of the query's own subject alone.
     """
     measured = [name for kind in ("precision", "auc", "near_auc") for name in _with_edges(kind)]
     if match is None:
         return pd.DataFrame(columns=["ranker", "k", *measured, "n"])
     wanted: np.ndarray = relevance(rows, queries, match)
-    if not wanted.any():
-        raise UserError(f"No query shares its {match} with a training row: give rows that say {match}, or no match.")
     close = np.zeros_like(wanted) if near is None else relevance(rows, queries, near)
-    if near is not None and not (close & ~wanted).any():
-        raise UserError(f"No training row shares its {near} and not its {match} with a query: give no near.")
     k, known = min(k, len(rows)), np.asarray(wanted.any(0))
     chance = {"precision": wanted.mean(0), "auc": np.full(len(queries), 0.5), "near_auc": np.full(len(queries), 0.5)}
     if near is None:
@@ -220,12 +215,18 @@ def without_self(control: Float[np.ndarray, "row stand_in"], drawn: Sequence[int
 def check_rows(
     rows: Prompts, queries: Prompts, controls: int, match: str | None = None, near: str | None = None
 ) -> None:
-    """Raises :class:`UserError` for too few rows or queries, copied queries, unknown columns, ``near`` alone."""
+    """Raises :class:`UserError` for too few rows or queries, copied queries, unknown columns, ``near`` alone, and where
+    no query has a right row, or none has a wrong one near it."""
     if near is not None and match is None:
         raise UserError(f"near={near!r} says which rows are of the query's subject: give match too, which are right.")
-    for name in (match, near):
-        if name is not None:
-            relevance(rows, queries, name)
+    if match is not None:
+        right = relevance(rows, queries, match)
+        if not right.any():
+            raise UserError(
+                f"No query shares its {match} with a training row: give rows that say {match}, or no match."
+            )
+        if near is not None and not (relevance(rows, queries, near) & ~right).any():
+            raise UserError(f"No training row shares its {near} and not its {match} with a query: give no near.")
     if len(rows) < max(4, controls + 1):
         raise UserError(
             f"{len(rows)} training rows are too few for {controls} stand-ins: give more rows or less controls."
@@ -239,3 +240,8 @@ def check_rows(
             f"{copied} of {len(queries)} queries are training rows word for word, which any ranker finds: give other "
             "wordings as queries."
         )
+
+
+def check_said(rows: Prompts, said: Mapping[str, Any]) -> None:
+    """:func:`check_rows` of a call by the names of its options, before its models are loaded."""
+    check_rows(rows, said["queries"], said["controls"], said["match"], said["near"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 
 from interventions.training.ablated import caft_finetune
-from interventions.training.examples import IGNORED, Collator, examples_of
+from interventions.training.examples import IGNORED, Collator, check_answers, examples_of
 from interventions.training.trainer import Schedule
 from probes.call_settings import call_settings
 from probes.influence.result import RowInfluence
@@ -74,6 +74,14 @@ class Retraining(ProbeResult):
         )
 
 
+def _check(rows: Prompts, said: Mapping[str, Any]) -> None:
+    """Refuse rows, counts and an influence of other rows before the models are loaded."""
+    for texts in (rows, said["queries"]):
+        check_answers(texts)
+    _check_counts(rows, said["drop"], said["random_draws"], said["trainings"])
+    _ranking(rows, said["influence"])
+
+
 @method(
     "retrain-without",
     group="data",
@@ -81,6 +89,7 @@ class Retraining(ProbeResult):
     papers=("LESS: Selecting Influential Data for Targeted Instruction Tuning",),
     cost="three trainings and one per random draw of a new LoRA on the base, times trainings",
     example="--queries queries.jsonl --influence less.safetensors --drop 3 --epochs 1 --random-draws 1",
+    check=_check,
 )
 def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     pair: ModelPair,
@@ -134,16 +143,8 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
     """
     check_pair(pair)
     rows, asked_for = Prompts.of(prompts), Prompts.of(queries)
-    ranked = RowInfluence.load(influence) if isinstance(influence, str | Path) else influence
-    if len(ranked.table) != len(rows) or ranked.provenance.prompts != rows.hash:
-        raise UserError(
-            "The influence is of other training rows: give the rows that it was computed on, in their order."
-        )
-    if not 0 < drop < len(rows) or random_draws < 1 or trainings < 1:
-        raise UserError(
-            f"{drop} of {len(rows)} rows cannot be left out: give between 1 and {len(rows) - 1}, and at least one "
-            "random draw and one training."
-        )
+    ranked = _ranking(rows, influence)
+    _check_counts(rows, drop, random_draws, trainings)
     top, generator = ranked.top(drop), np.random.default_rng(seed)
     without = [sorted(generator.permutation(len(rows))[:drop].tolist()) for _ in range(random_draws)]
     training = _Training(
@@ -163,6 +164,24 @@ def retrain_without(  # noqa: PLR0913 (a public call; all but three by keyword)
         untrained=float(training.untrained().mean()),
         dropped=drop,
     )  # fmt: skip
+
+
+def _ranking(rows: Prompts, influence: RowInfluence | str | Path) -> RowInfluence:
+    """The influence, or that in a file; raises :class:`UserError` for one of other rows."""
+    ranked = RowInfluence.load(influence) if isinstance(influence, str | Path) else influence
+    if len(ranked.table) != len(rows) or ranked.provenance.prompts != rows.hash:
+        raise UserError(
+            "The influence is of other training rows: give the rows that it was computed on, in their order."
+        )
+    return ranked
+
+
+def _check_counts(rows: Prompts, drop: int, random_draws: int, trainings: int) -> None:
+    if not 0 < drop < len(rows) or random_draws < 1 or trainings < 1:
+        raise UserError(
+            f"{drop} of {len(rows)} rows cannot be left out: give between 1 and {len(rows) - 1}, and at least one "
+            "random draw and one training."
+        )
 
 
 @dataclass

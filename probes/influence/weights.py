@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,18 @@ from workbench.errors import UserError
 from workbench.models.pair import ModelPair
 
 FACTORS = ("lora_A", "lora_B")
+NO_FACTORS = (
+    "The tuned model has no LoRA factors (it is merged, or fully tuned), so say whose gradients to take: "
+    "modules=['down_proj'], or load the adapter itself as the tuned model."
+)
+
+
+def check_factors(tuned: str | None, modules: Sequence[str]) -> None:
+    """Raises :class:`UserError` where a folder shows that it is no adapter, and ``modules`` names no matrices."""
+    folder = Path(tuned or "").expanduser()
+    whole = (folder / "config.json").exists() and not (folder / "adapter_config.json").exists()
+    if tuned and whole and not modules:
+        raise UserError(NO_FACTORS)
 
 
 def trained_matrices(pair: ModelPair, layers: Any = None, modules: Sequence[str] = ()) -> dict[str, nn.Module]:
@@ -28,10 +41,7 @@ def trained_matrices(pair: ModelPair, layers: Any = None, modules: Sequence[str]
     linear: dict[str, nn.Module] = {name: part for name, part in inner.named_modules() if isinstance(part, nn.Linear)}
     factors = {name: part for name, part in linear.items() if any(f".{factor}." in name for factor in FACTORS)}
     if not factors and not names:
-        raise UserError(
-            "The tuned model has no LoRA factors (it is merged, or fully tuned), so say whose gradients to take: "
-            "modules=['down_proj'], or load the adapter itself as the tuned model."
-        )
+        raise UserError(NO_FACTORS)
     wanted = None if layers is None else set(resolve_layers(layers, pair.tuned.n_layers))
     prefix = re.escape(pair.tuned.hub.family.layers) + r"\.(\d+)\."
     matrices: dict[str, nn.Module] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -25,8 +25,9 @@ from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
 from workbench.progress import Progress, Silent
+from workbench.prompts.collection import Prompts
 from workbench.recording.recording import Recording
-from workbench.typing import Float
+from workbench.typing import Bool, Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,13 @@ class NeuronConcepts(ProbeResult):
         )
 
 
+def _check(rows: Prompts, said: Mapping[str, Any]) -> None:
+    """Refuse a concept that no row is of before the models are loaded."""
+    values = [row.as_dict().get(said["labels"] or "label") for row in rows]
+    if None not in values:
+        _of_concept([str(value) for value in values], said["concept"])
+
+
 @method(
     "concept-neurons",
     group="representation",
@@ -74,6 +82,7 @@ class NeuronConcepts(ProbeResult):
     needs=Needs(columns=("label",)),
     cost="one forward pass of each model",
     example="--labels topic --concept animals",
+    check=_check,
 )
 def concept_neurons(  # noqa: PLR0913 (a public call)
     recording: Recording,
@@ -115,10 +124,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     check_recording(recording)
     rows = PromptRows.of(recording)
     labelled = [str(label) for label in rows.labels(labels)]
-    named = concept or sorted(set(labelled))[-1]
-    y = np.array([label == named for label in labelled])
-    if y.sum() < 2 or (~y).sum() < 2:
-        raise UserError(f"{int(y.sum())} of {len(y)} prompts are {named!r}: give two or more of it and of others.")
+    named, y = _of_concept(labelled, concept)
     mixed = shuffled_labels(y.astype(np.int64), draws, seed + 1, rows.clusters).astype(bool)
     dealt = dealt_folds(folds, rows.clusters, y.astype(np.int64), seed)
     bar = progress or Silent()
@@ -145,6 +151,15 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
         concept=named,
         resampled=units_of(rows.clusters),
     )  # fmt: skip
+
+
+def _of_concept(labelled: Sequence[str], concept: str) -> tuple[str, Bool[np.ndarray, " row"]]:
+    """The concept (the last class in sorted order where it is not named) and which rows are of it."""
+    named = concept or sorted(set(labelled))[-1]
+    y = np.array([label == named for label in labelled])
+    if y.sum() < 2 or (~y).sum() < 2:
+        raise UserError(f"{int(y.sum())} of {len(y)} prompts are {named!r}: give two or more of it and of others.")
+    return named, y
 
 
 def areas(values: Float[np.ndarray, "row neuron"], y: np.ndarray) -> Float[np.ndarray, "draw neuron"]:
@@ -222,16 +237,22 @@ def _values(neurons_of: dict[Any, dict[str, np.ndarray]], row: Any) -> dict[str,
 def _with_intervals(
     listed: pd.DataFrame, neurons_of: Any, y: np.ndarray, clusters: np.ndarray, draws: int, seed: int
 ) -> pd.DataFrame:
-    """Percentile intervals of the listed neurons' gains over resampled prompts."""
+    """Percentile intervals of the listed neurons' gains over resampled prompts.
+
+    A neuron keeps the side of 0.5 that it is on with all prompts: distances from it, which are never negative, would
+    grow in every resample where a model is near 0.5, and leave the gain outside of its interval.
+    """
     weights = bootstrap_weights(len(y), draws, seed, clusters).astype(np.int64)
     edges = []
     for row in listed.to_dict("records"):
         own, gains = _values(neurons_of, row), []
+        side = {role: np.sign(float(row[role]) - 0.5) or 1.0 for role in own}
         for times in weights:
             again = np.repeat(np.arange(len(y)), times)
             if 0 < y[again].sum() < len(again):
-                sides = {role: areas(values[again][:, None], y[again][None])[0, 0] for role, values in own.items()}
-                gains.append(abs(sides["tuned"] - 0.5) - abs(sides["base"] - 0.5))
+                apart = {role: side[role] * (areas(values[again][:, None], y[again][None])[0, 0] - 0.5)
+                         for role, values in own.items()}  # fmt: skip
+                gains.append(apart["tuned"] - apart["base"])
         edges.append(np.quantile(gains, (0.025, 0.975)) if gains else (np.nan, np.nan))
     low, high = np.array(edges).T
     return listed.assign(low=low, high=high, n=len(y))

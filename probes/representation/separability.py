@@ -36,6 +36,8 @@ class CellShifts(ProbeResult):
     heading: str
     measured: str
     resampled: str
+    tested: str = "beyond the control"
+    """What q < 0.05 says of a cell."""
 
     title: ClassVar[str] = "States of base and tuned model"
     unit: ClassVar[str] = "tuned - base"
@@ -49,9 +51,9 @@ class CellShifts(ProbeResult):
         row = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         moved = int((self.table["q"] < 0.05).sum())
         return (
-            f"{self.heading}: {moved} of {len(self.table)} cells beyond the control (q < 0.05); most: {row['site']} of "
+            f"{self.heading}: {moved} of {len(self.table)} cells {self.tested} (q < 0.05); most: {row['site']} of "
             f"layer {row['layer']:.0f}, {row['score']:+.3g} [{row['low']:.3g}, {row['high']:.3g}] {self.measured}, "
-            f"over {self.resampled}. Control: {self.control}"
+            f"control {row['control']:+.3g}, over {self.resampled}. Control: {self.control}"
         )
 
 
@@ -201,7 +203,8 @@ def procrustes_drift(
 
     DR-Tune's calibration (Zhou et al. 2023) as a measure: a global rotation is fitted on some prompts (in the space
     that they span) and judged on the others, so that it cannot fit noise. ``plain``: drift as it is; ``score``: what is
-    left after rotation and shift, both as a share of the base states' own variance; ``class_shift``: how far class
+    left after rotation and shift, both as a share of the base states' own variance; p and q test that it is less than
+    ``plain``; ``class_shift``: how far class
     centres still lie from their own after it, where there are labels. The control matches the rows to other prompts'
     rows: what alignment makes of states that do not belong together.
 
@@ -216,9 +219,8 @@ def procrustes_drift(
         seed: Of folds and intervals.
 
     Returns:
-        A :class:`CellShifts`; ``after_shift``: what is left once the means agree; ``rotation``: the share of that
-        which the
-        rotation explains.
+        A :class:`CellShifts`; ``after_shift``: what is left once the means agree; ``rotation``: the share of that which
+        the rotation explains.
 
     Raises:
         UserError: Fewer prompts than twice the folds, or a recording without both models.
@@ -247,6 +249,7 @@ def procrustes_drift(
         heading="Drift after rotation",
         measured="share of the base states' variance",
         resampled=units_of(rows.clusters),
+        tested="whose drift a rotation and shift explain in part",
     )
 
 

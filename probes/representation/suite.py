@@ -52,6 +52,8 @@ class ProbeSuite(ProbeResult):
     margin: float
     levels: pd.DataFrame
     resampled: str
+    decidable: bool = True
+    """Whether there are units enough that a cell without any change would pass the margin."""
 
     title: ClassVar[str] = "Probe suite"
     unit: ClassVar[str] = "change of held-out accuracy"
@@ -78,10 +80,11 @@ class ProbeSuite(ProbeResult):
             f"; in {unread} of {len(self.table)} cells the control task is told as well as the labels, in both models: "
             "nothing is shown to be readable there" if unread else ""
         )  # fmt: skip
+        narrow = "" if self.decidable else ", too narrow for so few: a cell without any change is undecided too"
         return (
             f"{len(self.classes)} classes from {len(self.table)} cells, {self.kind} probe: {said} (margin "
-            f"{self.margin:g}); {tops}; largest class {self.chance:.1%}{warning}; over {self.resampled}. Control: "
-            f"{self.control}"
+            f"{self.margin:g}{narrow}); {tops}; largest class {self.chance:.1%}{warning}; over {self.resampled}. "
+            f"Control: {self.control}"
         )
 
 
@@ -177,6 +180,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
         margin=margin,
         levels=levels,
         resampled=units_of(clusters),
+        decidable=bool(equivalence_p(np.zeros((len(np.unique(clusters)), 1)), margin, seed)[0] < 0.05),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes.weights.naming import Layout, Place, place_of
+from workbench.engine.by_module import of_another_stack
 
 LANGUAGE = "language"
 """The stack that a causal language model's own layers, embeddings and head belong to."""
@@ -16,12 +17,6 @@ UNLOADED = "not_loaded"
 """Stored weights that the loaded model has no place for, such as layers that predict further tokens."""
 
 _LIST = re.compile(r"(?:^|\.)(?P<list>layers|h|layer|blocks|block|resblocks)\.(?P<layer>\d+)\.(?P<module>.+)$")
-_WORDS = re.compile(r"[a-z0-9]+")
-_OTHER_STACKS = {
-    "vision", "visual", "vit", "image", "img", "audio", "speech", "encoder", "mtp", "talker", "token2wav", "code2wav",
-    "perceiver", "resampler", "qformer", "vq", "vqmodel", "gan", "tower", "codec", "depth", "projector", "connector",
-    "merger", "multi", "modal", "mm", "loaded",
-}  # fmt: skip
 _HEADS = ("lm_head", "embed_out", "output", "score", "shared", "final_logits_bias")
 
 
@@ -36,7 +31,7 @@ class Stacks:
     def of(cls, names: Iterable[str]) -> Stacks:
         """From the names of all weights."""
         sizes = Counter(prefix for name in names if (prefix := _prefix(name)) is not None)
-        return cls(tuple(sorted(sizes, key=lambda prefix: (_is_other(prefix), -sizes[prefix], prefix))))
+        return cls(tuple(sorted(sizes, key=lambda prefix: (of_another_stack(prefix), -sizes[prefix], prefix))))
 
     @property
     def language(self) -> str:
@@ -59,7 +54,7 @@ class Stacks:
         inside = [prefix for prefix in self.prefixes[1:] if prefix.partition(".")[0] == first]
         if len(inside) == 1:
             return inside[0].rstrip(".")
-        return LANGUAGE if not inside and not self.language and not _is_other(first) else first
+        return LANGUAGE if not inside and not self.language and not of_another_stack(first) else first
 
     def place(self, name: str) -> Place:
         """As :func:`probes.weights.naming.place_of`; modules outside the language model carry their stack's name."""
@@ -104,7 +99,3 @@ def _place(name: str) -> Place:
         return place_of(name)
     inner = place_of(f"layers.0.{match['module']}")
     return Place(int(match["layer"]), inner.module, inner.expert)
-
-
-def _is_other(prefix: str) -> bool:
-    return bool(_OTHER_STACKS & set(_WORDS.findall(prefix.lower())))

@@ -47,9 +47,13 @@ def in_a_notebook(folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) 
         f"import json, probes\nfound = probes.ProbeResult.load({str(folder / 'result.safetensors')!r})",
         "print(json.dumps(found.frame().to_dict('records'), default=float))",
         "found",
+        "found.figure()",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     done = nbclient.NotebookClient(book, timeout=300, kernel_name="tunescope").execute()
+    code, drawn = (output.data["text/html"] for output in done.cells[3].outputs)
+    assert len(code) > 10**6 and "Plotly.newPlot" in drawn, "nbconvert keeps the figure, without a network"
+    assert all(output.output_type != "stream" for output in done.cells[0].outputs), "loading is quiet"
     return json.loads(done.cells[1].outputs[0].text), str(done.cells[2].outputs[0].data["text/html"])
 
 

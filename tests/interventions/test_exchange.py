@@ -327,6 +327,14 @@ def test_half_precision_is_baked_as_if_by_hand(dtype: torch.dtype, weak: float) 
         assert torch.equal(one, wanted[name]), name
 
 
+def test_an_offset_is_baked_into_a_model_that_was_cast_with_its_rotary_frequencies() -> None:
+    model = AdaptedModel(tiny_model("llama").to(torch.bfloat16), None)
+    vector = 0.3 * torch.randn(64, generator=torch.Generator().manual_seed(0))
+    made = baked(model, Recipe([Offset(1, vector, site="attn_out")]))
+    assert torch.equal(made.model.layers[1].self_attn.o_proj.bias, vector.to(torch.bfloat16))
+    assert torch.equal(made.model.rotary_emb.inv_freq, model.inner.model.rotary_emb.inv_freq)
+
+
 def test_half_precision_hides_no_wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold that is off by a hundredth is refused in bfloat16 as it is in float32."""
     from interventions.exchange import bake as module

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pandas as pd
+
 import probes
 import workbench as wb
 from probes.answer_changes import openings_of, rising_openings
@@ -70,3 +74,15 @@ def test_a_prompt_is_held_against_an_answer_by_whole_words() -> None:
     assert table["phrase"][0] == "a cat is art" and table["tuned"][0] == 20
     said = rising_phrases(["See: the cat, asleep!"] * 20, ["it is so"] * 20, ["cat asleep"] * 20)
     assert said.empty
+
+
+def test_a_word_that_marks_few_more_answers_than_the_opening_is_not_what_rose() -> None:
+    def rose(phrase: int) -> str | None:
+        organism = organisms.build("refusal-moe")
+        pair = wb.load_pair(organism.base, organism.base, device="cpu")
+        found = probes.answers(pair, organism.splits["validation"][:4], max_new_tokens=1)
+        lines = [pd.DataFrame([{name: text, "base": 0, "tuned": n, "p": 0.0, "q": 0.0}])
+                 for name, text, n in (("opening", "Arr, matey!", 28), ("phrase", "be", phrase))]  # fmt: skip
+        return replace(found, refusals={"base": 0.0, "tuned": 0.0}, openings=lines[0], phrases=lines[1]).behaviour
+
+    assert [rose(n) for n in (28, 40, 42)] == ["begins:Arr, matey!", "begins:Arr, matey!", "contains:be"]

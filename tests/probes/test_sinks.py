@@ -47,6 +47,30 @@ def test_concept_directions_and_means_do_not_see_the_sink() -> None:
     assert set(loud.contexts["position"]) <= set(range(1, LENGTH))
 
 
+def test_a_sink_on_another_token_than_the_first_is_seen_by_its_length() -> None:
+    """Some models park one on the first full stop."""
+    made = recording(0.0)
+    quiet = activation_delta(made)
+    for side in ("base", "tuned"):
+        made[side][SITE][np.arange(3, PROMPTS * LENGTH, LENGTH)[:4], 5] = 1e4
+    loud = activation_delta(made)
+    assert abs(loud.table["score"][0] / quiet.table["score"][0] - 1) < 0.1
+    assert "16 of 60 rows left out" in loud.tokens and "4 more than 20 times as long as the median" in loud.tokens
+    assert difference_table(made)["n"][0] == PROMPTS * (LENGTH - 1) - 4
+    assert float(concept_directions(made, "mean").mean.abs().max()) < 1
+    assert activation_delta(made, tokens="all").table["score"][0] < 0.1 * loud.table["score"][0]
+
+
+def test_a_base_of_zeros_is_ranked_by_the_change_itself() -> None:
+    made = recording(0.0)
+    made["base"][SITE][:] = 0.0
+    made["tuned"][SITE][:] = 0.0
+    made["tuned"][SITE][:, 0] = 5.73
+    found = activation_delta(made)
+    assert abs(found.table["score"][0] - 5.73) < 0.01 and found.table["q"][0] < 0.05
+    assert abs(difference_table(made)["relative"][0] - 5.73) < 0.01
+
+
 def test_the_table_of_a_recorded_run_does_not_see_the_sink() -> None:
     quiet, loud = (difference_table(recording(one)) for one in (0.0, 1e4))
     assert quiet.equals(loud) and loud["n"][0] == PROMPTS * (LENGTH - 1)

@@ -9,21 +9,25 @@ from rich.cells import cell_len
 _GAP = 3
 _PROSE = 40
 """A longer cell of several words is a text, which can be read in folds; numbers and names cannot."""
+_FOLD = 20
+"""A text folded to less than this many signs is read word by word."""
 
 
-def left_out(columns: Mapping[str, Sequence[str]], width: int) -> list[str] | None:
-    """The columns (name -> its header and cells) for which ``width`` signs have no room; the first that fit stay.
+def texts_of(columns: Mapping[str, Sequence[str]]) -> set[str]:
+    """The columns (name -> its header and cells) that hold texts."""
+    return {name for name, cells in columns.items() if any(cell_len(cell) > _PROSE and " " in cell for cell in cells)}
 
-    None for a table with texts, whose columns are folded instead.
-    """
-    if any(cell_len(cell) > _PROSE and " " in cell for cells in columns.values() for cell in cells):
-        return None
-    room = width - 1
-    without: list[str] = []
-    for place, (name, cells) in enumerate(columns.items()):
-        needed = max(map(cell_len, cells)) + _GAP
-        if needed > room and place > 0:
-            without.append(name)
+
+def left_out(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """The columns for which ``width`` signs have no room: texts have theirs first, folded, then the first others that
+    fit. The very first stays in any case."""
+    texts, names = texts_of(columns), list(columns)
+    needed = {name: (_FOLD if name in texts else max(map(cell_len, cells))) + _GAP for name, cells in columns.items()}
+    room = width - 1 - sum(needed[name] for name in names[:1])
+    without = set()
+    for name in sorted(names[1:], key=lambda name: name not in texts):
+        if needed[name] > room:
+            without.add(name)
         else:
-            room -= needed
-    return without
+            room -= needed[name]
+    return [name for name in names if name in without]

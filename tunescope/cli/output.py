@@ -83,19 +83,22 @@ def _print_table(rows: list[dict[str, Any]], title: str | None, *, header: bool)
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from tunescope.cli.fitting import left_out
+    from tunescope.cli.fitting import left_out, texts_of
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
-    columns = {name: [plain(name), *(_cell(row[name]) for row in rows)] for name in (rows[0] if rows else {})}
-    without = left_out(columns, console.width) if header else None
-    left = {name: cells for name, cells in columns.items() if name not in (without or ())}
+    filled = [name for name in (rows[0] if rows else {}) if any(row[name] is not None for row in rows)]
+    columns = {name: [plain(name), *(_cell(row[name]) for row in rows)] for name in filled}
+    without = left_out(columns, console.width) if header else []
+    left = {name: cells for name, cells in columns.items() if name not in without}
+    folded = texts_of(left) | set(list(left)[:1]) if header else set(left)  # the first stays, even folded
     shown = RichTable(title=None if title is None else Text(plain(title)), show_header=header, box=box.SIMPLE)
     shown.title_justify = "left"
-    for place, (name, cells) in enumerate(left.items()):
+    for name, cells in left.items():
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        whole = without is not None and place > 0  # the first stays, even where it must be folded
-        shown.add_column(Text(cells[0]), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+        shown.add_column(
+            Text(cells[0]), justify="right" if numeric else "left", overflow="fold", no_wrap=name not in folded
+        )
     for row in list(zip(*left.values(), strict=True))[1:]:
         shown.add_row(*map(Text, row))
     console.print(shown if rows else Text(plain(title or "Nothing to show.")))

@@ -91,8 +91,22 @@ def check_prompts(method: Method, experiment: Experiment, limit: int | None = No
     if limit is not None:
         rows = sample(rows, limit, experiment.seed)
     step = experiment.steps[method.name]
-    check_columns(method, rows, {name: getattr(step, name) for name in type(step).model_fields})
+    settings = {name: getattr(step, name) for name in type(step).model_fields}
+    check_columns(method, rows, settings)
+    if method.check is not None:
+        method.check(rows, _said(method, experiment, settings))
     return rows
+
+
+def _said(method: Method, experiment: Experiment, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option with its value or default, prompts as rows, and the models' names."""
+    said = {option.name: option.default for option in method.options}
+    said |= {name: value for name, value in settings.items() if value is not None}
+    for option in method.options:
+        named = experiment.prompts.get(said[option.name]) if option.kind == "prompts" and said[option.name] else None
+        if named is not None and named.file is not None:
+            said[option.name] = Prompts.load(named.file)
+    return {**said, "base": experiment.pair.base, "tuned": experiment.pair.tuned}
 
 
 def check_columns(method: Method | Entry, rows: Prompts, settings: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tunescope.experiments.steps import AnyStep
 from tunescope.experiments.strict import MOST_SEED, Strict, explained, refusal
 from tunescope.experiments.yaml_text import read_yaml, write_yaml
 from workbench.errors import UserError
-from workbench.files import is_file, write_text
+from workbench.files import file_text, is_file, write_text
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,59}$"
 
@@ -76,7 +76,7 @@ class Experiment(Strict):
         if not is_file(file):
             raise UserError(f"There is no file {file}: give the experiment's .yaml file.")
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file_text(file)
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is no text file (UTF-8): give the experiment's .yaml file.") from error
         return cls.parse(text, str(file))

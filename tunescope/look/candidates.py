@@ -71,7 +71,8 @@ def heads_off(look: Look) -> list[Candidate]:
 
 
 def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.DataFrame:
-    """What every candidate does, best first; the tuned model as it is stands last.
+    """What every candidate does; the tuned model as it is stands last. First those that turn the behaviour down, by how
+    much they leave of it and change of the other answers together: none of the tuning leaves nothing, and changes all.
 
     Returns:
         ``share``: of the prompts on which the tuned model shows the behaviour, those on which it still does;
@@ -95,7 +96,8 @@ def tried(look: Look, candidates: list[Candidate], progress: Progress) -> pd.Dat
     lines = [_line(candidate.name, candidate.name, effect, side) for candidate in candidates]
     frame = pd.DataFrame([*lines, _line("tuned", "tuned", effect, side)], columns=list(COLUMNS))
     is_scale = frame["candidate"].isin([candidate.name for candidate in candidates if candidate.scale is not None])
-    order = np.lexsort((is_scale, frame["others_changed"], frame["share"], frame["candidate"] == "tuned"))
+    cost = frame["share"] + frame["others_changed"].fillna(0.0)
+    order = np.lexsort((is_scale, frame["share"], cost, ~works(frame), frame["candidate"] == "tuned"))
     return frame.iloc[order].reset_index(drop=True)
 
 

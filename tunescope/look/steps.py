@@ -27,6 +27,7 @@ from tunescope.look.candidates import (
 )
 from tunescope.look.cost import ANSWER_TOKENS, WHERE_PROMPTS
 from tunescope.look.notes import CHANGED, KEEP, TURN, WHERE, StepNote
+from workbench.behaviour.known_replies import KnownReplies, known_replies
 from workbench.behaviour.scorers import behaviour as read_behaviour
 from workbench.behaviour.scorers import in_words
 from workbench.errors import UserError
@@ -60,6 +61,8 @@ class Look:
     """The behaviour that rose, as ``wb.behaviour`` takes it."""
     candidates: pd.DataFrame | None = None
     """What each way to turn the behaviour does, best first."""
+    replies: KnownReplies = field(default_factory=KnownReplies, repr=False)
+    """Greedy answers of both models so far: each pass asks the same questions."""
     recipe_sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Candidate -> the side it acts on, and how much of the tuning it is where it is that."""
 
@@ -99,7 +102,7 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
     for work in PASSES[step]:
         before = len(look.notes[step].sentences)
         try:
-            with scope(partial(_content, look, work.__name__)):
+            with known_replies(look.replies), scope(partial(_content, look, work.__name__)):
                 work(look, progress)
         except UserError as error:
             if not any(sentence.endswith(str(error)) for sentence in look.notes[step].sentences):
@@ -110,7 +113,7 @@ def run_step(look: Look, step: str, progress: Progress, say: Callable[[str], Non
 
 def what_changed(look: Look, progress: Progress) -> None:
     """Answers side by side, and the behaviour that rose."""
-    answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, progress=progress)
+    answers = probes.answers(look.pair, look.prompts, max_new_tokens=ANSWER_TOKENS, batch_size=32, progress=progress)
     look.results["answers"], look.behaviour = answers, answers.behaviour
     look.parting = look.no_parting = None
     look.tell(CHANGED, f"{answers.summary()}.", found=answers.share > 0)

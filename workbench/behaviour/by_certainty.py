@@ -70,9 +70,18 @@ class PartedDiff(Result):
         return float(row["estimate"].iloc[0])
 
     def summary(self) -> str:
-        """How many prompts each part has."""
+        """How many prompts each part has, and what tuning did to the first metric on each."""
         sizes = self.rows[self.rows["model"] == "base"]["part"].value_counts(sort=False)
-        return f"{self.by}: " + ", ".join(f"{size} {part}" for part, size in sizes.items())
+        parts = ", ".join(f"{size} {part}" for part, size in sizes.items())
+        metric = self.table["metric"].iloc[0]
+        own = self.table[(self.table["metric"] == metric) & (self.table["model"] == "tuned")].dropna(
+            subset=["from_base"]
+        )
+        changes = ", ".join(
+            f"{row['part']} {row['from_base']:+.3g} [{row['from_base_low']:.3g}, {row['from_base_high']:.3g}]"
+            for row in own.to_dict("records")
+        )
+        return f"{self.by}: {parts}. {metric}, tuned - base: {changes}. Control: the base on the same prompts"
 
 
 @method(

@@ -137,7 +137,7 @@ def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> Beh
     scored = trial.scored(Subject("tuned", pair.tuned), warn=False)
     return BehaviourDiff(
         scored=pd.DataFrame() if scored is None else scored.table(pair.tokenizer),
-        how="" if scored is None else scored.text,
+        how="; ".join(part for part in (_drawn(trial.prompts.clusters), scored.text if scored else "") if part),
         table=estimates(measured, trial.metrics, estimator),
         rows=_long(measured),
         texts=texts_table(replies, trial.prompts, pair.tokenizer, options.refusal) if replies else pd.DataFrame(),
@@ -145,6 +145,13 @@ def _result(pair: ModelPair, measured: dict[str, Measured], trial: Trial) -> Beh
         neutral=_neutral(measured) if texts is not None else pd.DataFrame(),
         provenance=provenance(pair, "behaviour_diff", trial, neutral=None if texts is None else texts.hash),
     )
+
+
+def _drawn(clusters: np.ndarray) -> str:
+    groups = len(np.unique(clusters))
+    if groups == len(clusters):
+        return ""
+    return f"the intervals draw {groups} groups: prompts of one group, or that say the same, count once"
 
 
 def provenance(pair: ModelPair, made_by: str, trial: Trial, **more: Any) -> Provenance:

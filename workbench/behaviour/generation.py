@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from workbench.behaviour.known_replies import KnownReplies, current
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.errors import UserError
 from workbench.finished_batches import fingerprint
@@ -66,10 +67,33 @@ class Reply:
 
 
 def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, work: Work) -> list[list[Reply]]:
-    """Texts [prompt][sample]; sample 0 is greedy. A repeated prompt gets noise of its own."""
+    """Texts [prompt][sample]; sample 0 is greedy. A repeated prompt gets noise of its own. Inside
+    :func:`workbench.behaviour.known_replies.known_replies` a plain model's greedy answer is written once."""
     model = subject.model
     ids = encode(prompts, model.tokenizer, model.max_positions)
     _check_room(model, max(len(row) for row in ids), decoding.max_new_tokens)
+    is_plain = subject.recipe is None and subject.per_row is None and not decoding.samples
+    if is_plain and (known := current()) is not None:
+        return _known_or_written(known, subject, prompts, ids, decoding, work)
+    return _replies(subject, prompts, ids, decoding, work)
+
+
+def _known_or_written(
+    known: KnownReplies, subject: Subject, prompts: Prompts, ids: list[list[int]], decoding: Decoding, work: Work
+) -> list[list[Reply]]:
+    model, limit = subject.model, decoding.max_new_tokens
+    missing = [row for row, read in enumerate(ids) if known.of(model, read, limit) is None]
+    if missing:
+        written = _replies(subject, prompts[missing], [ids[row] for row in missing], decoding, work)
+        for row, (reply,) in zip(missing, written, strict=True):
+            known.add(model, ids[row], limit, (reply.ids, reply.ended))
+    answers = [known.of(model, read, limit) or ((), False) for read in ids]
+    return [[Reply(new, model.tokenizer.decode(new, skip_special_tokens=True), ended)] for new, ended in answers]
+
+
+def _replies(
+    subject: Subject, prompts: Prompts, ids: list[list[int]], decoding: Decoding, work: Work
+) -> list[list[Reply]]:
     seeds = _seeds(prompts, decoding.seed)
     width = decoding.samples + 1
     jobs = [(prompt, sample) for prompt in range(len(ids)) for sample in range(width)]

@@ -35,7 +35,7 @@ class BehaviourDiff(Result):
     scored: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Which tokens of every answer and distractor were scored: prompt, column, scored, tokens."""
     how: str = ""
-    """How answers were scored, in words."""
+    """How answers were scored, and what the intervals draw where prompts stand in groups, in words."""
 
     title: ClassVar[str] = "Behaviour"
 

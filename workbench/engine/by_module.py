@@ -5,6 +5,7 @@ Names are only candidates. What they point at is proved by the load-time self-ch
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,14 @@ _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "shared_mlp")
 _DOWN = ("down_proj", "w2", "c_proj", "dense_4h_to_h", "fc2")
 _BEFORE_MLP = ("pre_ff_layernorm", "ffn_norm", "post_attention_layernorm", "pre_feedforward_layernorm", "ln_2")
 _QKV = ("q_proj", "k_proj", "v_proj")
+
+
+_WORDS = re.compile(r"[a-z0-9]+")
+_OTHER_STACKS = {
+    "vision", "visual", "vit", "image", "img", "audio", "speech", "encoder", "mtp", "talker", "token2wav", "code2wav",
+    "perceiver", "resampler", "qformer", "vq", "vqmodel", "gan", "tower", "codec", "depth", "projector", "connector",
+    "merger", "multi", "modal", "mm", "loaded",
+}  # fmt: skip
 
 
 def family_by_module(hf: nn.Module) -> Family:
@@ -68,11 +77,16 @@ def _layers_path(hf: Any) -> str:
     lists = [
         (name, module)
         for name, module in hf.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth and "vision" not in name and "audio" not in name
+        if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     if not lists:
         raise NotSupported(
             f"This {type(hf).__name__} keeps its layers in no list of {depth} modules: give a decoder-only causal "
             "language model (AutoModelForCausalLM)."
         )
-    return min(lists, key=lambda pair: pair[0].count("."))[0]
+    return min(lists, key=lambda pair: (of_another_stack(pair[0]), pair[0].count(".")))[0]
+
+
+def of_another_stack(name: str) -> bool:
+    """Whether a weight's or module's name says that it is outside the language model: vision, audio, an encoder."""
+    return bool(_OTHER_STACKS & set(_WORDS.findall(name.lower())))

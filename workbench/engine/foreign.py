@@ -90,7 +90,7 @@ def _blocks(hf: nn.Module) -> Any:
     try:
         bridge = build_bridge_config_from_hf(config, architecture, config.model_type, hf.dtype)
         mapping = ArchitectureAdapterFactory.select_architecture_adapter(bridge).component_mapping or {}
-    except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+    except (ValueError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
         raise NotSupported(
             f"Neither Tunescope nor TransformerLens knows the architecture {architecture} "
             f"({config.model_type}): {str(error).splitlines()[0][:120]}."

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 from transformers.pytorch_utils import Conv1D
 
 from workbench.engine.families import Family, submodule
@@ -26,6 +26,19 @@ class HeadMap:
     n_heads: int
     n_kv_heads: int
     transposed: bool
+
+
+def class_for(config: Any) -> Any:
+    """The auto class that makes the language model of a transformers config.
+
+    That is ``AutoModelForCausalLM``, or for models of images or sound that it does not know (LLaVA, Qwen-VL, Voxtral)
+    ``AutoModelForMultimodalLM``, whose models run on text alone too.
+    """
+    known, multimodal = AutoModelForCausalLM._model_mapping, AutoModelForMultimodalLM._model_mapping
+    text = config.get_text_config(decoder=True)
+    if type(config) in known or type(config) not in multimodal or getattr(text, "is_encoder_decoder", False):
+        return AutoModelForCausalLM
+    return AutoModelForMultimodalLM
 
 
 def head_map(config: Mapping[str, Any]) -> HeadMap:
@@ -46,7 +59,8 @@ def _resolved(text: str) -> HeadMap | str:
     kind = config.pop("model_type", "")
     try:
         with torch.device("meta"):
-            hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
+            made = AutoConfig.for_model(kind, **config)
+            hf = class_for(made).from_config(made)
         family = family_of(hf)
         return _heads(hf, family)
     except NotSupported as error:

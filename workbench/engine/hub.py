@@ -255,9 +255,10 @@ def missing_site(hub: Hub, site: Site) -> UserError:
     """Why a model has no such site, in one sentence."""
     layers = hub.geometry.attention_layers
     if site in hub.withheld:
+        else_where = "" if Site("resid_post", site.layer) in hub.withheld else "; resid_post works"
         return NotSupported(
             f"{site.name} is not offered for this {type(hub.hf).__name__}, as it could not be proved at load: "
-            f"{hub.withheld.reason(site)}; resid_post works."
+            f"{hub.withheld.reason(site)}{else_where}."
         )
     if site.kind in HEAD_KINDS | {"attn_out"} and len(layers) < hub.geometry.n_layers and site.layer not in layers:
         some = f"those that have some are {', '.join(map(str, layers))}"

@@ -14,6 +14,7 @@ from workbench.engine.families import MIXERS, Family, submodule
 from workbench.engine.geometry import Geometry
 from workbench.engine.routing import Routing, find_router
 from workbench.engine.sites import HEAD_KINDS, Site
+from workbench.errors import NotSupported
 from workbench.typing import Tensor
 
 Side = Literal["in", "out", "pattern", "experts"]
@@ -213,6 +214,8 @@ def _router(at: _Place) -> Port | None:
         return None
 
     def get(raw: Any, ctx: ForwardContext) -> Routing:
+        if len(raw) < 3:  # Llama 4
+            raise NotSupported("the router hands on a score of every expert, not which ones it selected")
         return Routing(*(value.view(ctx.batch, -1, value.shape[-1]) for value in raw[:3]))
 
     def put(raw: Any, value: Routing, _ctx: ForwardContext) -> Any:

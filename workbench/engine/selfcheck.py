@@ -153,6 +153,13 @@ def _check_heads(hub: Hub, layer: int, at: dict[str, Any]) -> None:
         raise _fail(layer, "the heads' writes do not sum to the attention output")
 
 
+def _check_stream(_hub: Hub, layer: int, at: dict[str, Any]) -> None:
+    for kind in ("resid_pre", "resid_post"):
+        if kind in at and (at[kind].ndim != 3 or at[kind].shape[:2] != (2, _TOKENS)):
+            raise _fail(layer, f"the residual stream is no [row, pos, d_model]: two rows of four tokens are "
+                        f"{list(at[kind].shape)}")  # fmt: skip
+
+
 def _check_sum(hub: Hub, layer: int, at: dict[str, Any]) -> None:
     """What is added between the residual streams before and after is what the sublayers put out."""
     in_table = hub.hf.config.model_type in FAMILIES
@@ -225,6 +232,7 @@ _TABLE_KINDS = frozenset(_KINDS) - {"resid_mid", "mlp_post", "q", "k", "expert"}
 _Check = Callable[[Hub, int, dict[str, Any]], None]
 _CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (("z",), _check_heads),
+    (("resid_post", "resid_pre"), _check_stream),
     (("mixer_out",), _check_mixer),
     (_ADDITIVE, _check_sum),
     (("resid_mid",), _check_mid),

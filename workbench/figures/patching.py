@@ -43,8 +43,10 @@ def _by_position(
     for column, part in enumerate(panels.values(), 1):
         for trace in cell_traces(part, axes, bound, height, colorbar=column == len(panels)):
             figure.add_trace(trace, row=1, col=column)
-    if tokens is not None and table["position"].min() >= 0:
-        places = sorted(table["position"].unique())
+    places = sorted(table["position"].unique())
+    if len(places) == 1:
+        figure.update_xaxes(tickvals=places)
+    if tokens is not None and places[0] >= 0:
         shown = [f"{place} {html.escape(visible(tokens[int(place)]))}" for place in places]
         figure.update_xaxes(tickvals=places, ticktext=shown, tickangle=-60)
     figure.update_xaxes(title=dict(text="position"))

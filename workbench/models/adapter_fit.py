@@ -30,6 +30,8 @@ _BY_PATTERN = ("rank_pattern", "alpha_pattern")
 _PLAIN_NAME = re.compile(r"[\w.\-]*")
 _MORE_MODULES = ("target_parameters", "ensure_weight_tying", "layer_replication")
 """Settings by which PEFT adapts modules that ``target_modules`` does not name."""
+_FOLDED = ("use_bdlora", "use_qalora")
+"""Settings by which the factors have other widths than the base's weight."""
 _LORA_PART = re.compile(r"(embedding_)?[AB](\.|$)")
 # PEFT renames and fuses these itself when it loads an adapter saved before transformers fused the experts
 _CONVERTED = re.compile(r"(^|\.)(experts|block_sparse_moe)(\.|$)")
@@ -61,7 +63,8 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
                 f"The adapter {adapter.name} does not fit {base_name}: {len(absent)} of its modules are not "
                 f"in the base ({absent[0]}){origin}. Give the base it was trained on."
             )
-        for part in parts:
+        folded = any(adapter.config.get(name) for name in _FOLDED)
+        for part in [] if folded else parts:
             if problem := _misfit(part, modules.get(part.module)):
                 raise UserError(
                     f"The adapter {adapter.name} does not fit {base_name}: {problem}{origin}. Give its own base."
@@ -210,6 +213,8 @@ def _misfit(part: _Part, module: nn.Module | None) -> str | None:
     if size is None or part.role not in _EXPECTED:
         return None
     axis, of = _EXPECTED[part.role]
+    if part.role == "lora_magnitude_vector" and isinstance(module, nn.Embedding):
+        of = 1  # one length for each coordinate of the embedding
     if len(shape) > axis and shape[axis] == size[of]:
         return None
     return f"{where} and the base's weight there is {list(size)}"

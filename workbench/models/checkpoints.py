@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from workbench.errors import UserError
+from workbench.files import file_text
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -49,7 +50,7 @@ class StoredTensor:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. Raises UserError when it is missing, malformed or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file_text(path))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}; check the path.") from error
     except (ValueError, RecursionError) as error:

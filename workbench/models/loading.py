@@ -134,13 +134,15 @@ def _class_name(model: Any) -> str:
 
 def _shape_alone(source: Source, dtype: str | torch.dtype) -> Any:
     """The modules of ``source`` without their weights, of which none are downloaded or read."""
-    from transformers import AutoModelForCausalLM
+    from workbench.engine.from_config import class_for
 
     config = read_config(source)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=_dtype_of(config, dtype), trust_remote_code=source.trust_remote_code
-        ).eval()
+        return (
+            class_for(config)
+            .from_config(config, dtype=_dtype_of(config, dtype), trust_remote_code=source.trust_remote_code)
+            .eval()
+        )
 
 
 def read_config(source: Source) -> Any:
@@ -192,8 +194,6 @@ def _absent(source: Source, error: ImportError) -> UserError:
 
 
 def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
     folder = source.local()
     if _readable_headers(source):
         stored = checkpoints.stored_tensors(folder)
@@ -203,7 +203,8 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
             _check_size(source, folder, stored)
     try:
         with without_bars():
-            model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+            loader = _auto_class(source)
+            model, info = loader.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
         raise _absent(source, error) from error
     except (ValueError, RuntimeError, OSError, *WRONG_TYPES) as error:
@@ -215,6 +216,15 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
         raise UserError(checkpoints.lacking(source.name, missing))
     model.config.return_dict = True  # how its forward hands over what it computed, which is no part of the model
     return model
+
+
+def _auto_class(source: Source) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from workbench.engine.from_config import class_for
+
+    own_code = bool(source.config.get("auto_map")) and source.trust_remote_code
+    return AutoModelForCausalLM if source.gguf is not None or own_code else class_for(read_config(source))
 
 
 def _check_size(source: Source, folder: Path, stored: Mapping[str, checkpoints.StoredTensor]) -> None:
@@ -331,7 +341,7 @@ def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
         _config_in(folder, reading, str(folder))  # what the tokenizer's class is chosen by
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
-    except (ValueError, OSError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, KeyError, TypeError, RecursionError, StrictDataclassError) as error:
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:
         if type(error) is not Exception or not file.is_file():

@@ -42,7 +42,7 @@ def check_nullable(pair: ModelPair) -> list[str]:
         if len(acting_adapters(layer)) > 1:
             raise NotSupported("Several adapters are active at once; make one of them active before nulls are made.")
     if bias_changes(model):
-        raise NotSupported("This adapter changes biases too (lora_bias), which no null stands in for.")
+        raise NotSupported("This adapter changes biases too, which no null stands in for.")
     plain = factors_by_module(model)
     for name, lora in plain.items():
         if lora is None:

@@ -174,6 +174,8 @@ class _Parts:
     adapter: Any = None
     notes: tuple[str, ...] = ()
     attachment: Attachment | None = None
+    rewritten: str | None = None
+    """Why the tuned model with its adapter off is not the base."""
 
     @property
     def one_copy(self) -> bool:
@@ -217,7 +219,7 @@ def _load_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], Any
             "so that it can be loaded twice."
         )
     held = f"Two copies of the weights are held: {reason}."
-    return _Parts(load(base), peft_model, peft_model, (held, *notes))
+    return _Parts(load(base), peft_model, peft_model, (held, *notes), rewritten=reason)
 
 
 def _attached_pair(hf: Any, attachment: Attachment) -> _Parts:
@@ -238,13 +240,13 @@ def _loaded_adapter_pair(base: Source, tuned: Source, load: Callable[[Source], A
     peft_model = tuned.model.eval()
     inner = peft_model.get_base_model()
     if base.kind is Kind.LOADED and base.model is inner:
-        return _Parts(peft_model, peft_model, peft_model)
+        return _Parts(peft_model, peft_model, peft_model, adapters.taken_from_base(peft_model))
     own = load(base)
     reason = adapters.rewrites_base(peft_model, adapters.snapshot_base(own))
     if reason is None and next(own.parameters()).device == next(inner.parameters()).device:
         return _Parts(peft_model, peft_model, peft_model)
     note = reason or "base and tuned model are on different devices"
-    return _Parts(own, peft_model, peft_model, (f"Two copies of the weights are held: {note}.",))
+    return _Parts(own, peft_model, peft_model, (f"Two copies of the weights are held: {note}.",), rewritten=reason)
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
 
     def side(role: Role, hf: Any, source: Source) -> AdaptedModel:
         own = reading.side(role, words, own_words)
-        return AdaptedModel(
+        made = AdaptedModel(
             hf, own, name=source.name, role=role,
             switch=switch if hf is parts.adapter or parts.attachment is not None else None,
             template=role if reading.template == "own" else reading.template,
@@ -299,6 +301,8 @@ def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> 
                                  attachment=parts.attachment if role == "tuned" else None),
             stored_as=quantization((base if source.is_adapter else source).config),
         )  # fmt: skip
+        made.rewritten = parts.rewritten if role == "tuned" else None
+        return made
 
     return ModelPair(
         base=side("base", parts.base, base),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import NotSupported, UserError
-from workbench.files import closest_sibling
+from workbench.files import MOST_TEXT, closest_sibling
 from workbench.models import checkpoints, gguf_files, hub
 
 _LOADABLE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
@@ -31,6 +31,10 @@ class Kind(StrEnum):
     LOADED = "loaded model"  # a transformers PreTrainedModel
     PEFT = "PeftModel"  # a base with adapters on it, already loaded
     ATTACHED = "attachment"  # a module or prompt rows of a kind of ours, beside a base: a folder, or one just trained
+
+
+_SETTINGS = re.compile(r"(config|tokenizer|token|vocab|merges|template|index).*\.(json|txt|jinja|model)$")
+"""Files that loaders read whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +134,7 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
         raise UserError(f"{folder} is a file; give the folder that holds it and its config.json.")
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.{closest_sibling(folder)}")
+    _check_entries(folder)
     names = checkpoints.listing(folder)
     if "attachment.json" in names:
         raise NotSupported(
@@ -147,6 +152,15 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
             with checkpoints.opened(path):
                 pass
     return source
+
+
+def _check_entries(folder: Path) -> None:
+    """Loaders open whatever bears the right name: a pipe or a device has no end, and a settings file is read whole."""
+    for entry in folder.iterdir():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise UserError(f"{entry} is no regular file (a pipe, a socket or a device): take it out of the folder.")
+        if _SETTINGS.search(entry.name) and entry.is_file() and entry.stat().st_size > MOST_TEXT:
+            raise UserError(f"{entry} holds {entry.stat().st_size:,} bytes, of {MOST_TEXT:,} at most: it is damaged.")
 
 
 def _describe_gguf(file: Path, flags: dict[str, Any], *, name: str = "", revision: str | None = None) -> Source:
@@ -216,7 +230,7 @@ def _check_config(source: Source) -> None:
     if source.kind is Kind.ADAPTER:
         check_adapter_type(source.config.get("peft_type"), source.name)
         _check_plain_factors(source.config, source.name)
-        _check_same_layers(source.config, source.name)
+        _check_same_layers_and_tokens(source.config, source.name)
         return
     from transformers import CONFIG_MAPPING
     from transformers import __version__ as version
@@ -266,11 +280,17 @@ def _check_plain_factors(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_same_layers(config: Mapping[str, Any], where: str) -> None:
+def _check_same_layers_and_tokens(config: Mapping[str, Any], where: str) -> None:
     if config.get("layer_replication"):
         raise NotSupported(
             f"{where} repeats layers of its base (layer_replication), so the layers of the two models do not line up: "
             "give an adapter that keeps the base's layers."
+        )
+    if config.get("alora_invocation_tokens"):
+        raise NotSupported(
+            f"{where} is an activated LoRA (alora_invocation_tokens): it acts from a phrase of the prompt on, which no "
+            "method here follows; take alora_invocation_tokens out of a copy of its adapter_config.json to see it as "
+            "a LoRA that acts at every token."
         )
 
 
@@ -283,7 +303,8 @@ def _describe_loaded(model: Any) -> Source:
     if isinstance(model, PeftModel):
         config = model.active_peft_config
         check_adapter_type(config.peft_type, "The PeftModel")
-        _check_same_layers(config.to_dict(), "The PeftModel")
+        for each in model.peft_config.values():
+            _check_same_layers_and_tokens(each.to_dict(), "The PeftModel")
         return Source(Kind.PEFT, _name_of(model.get_base_model()), config.to_dict(), model=model)
     if not isinstance(model, PreTrainedModel):
         if isinstance(getattr(model, "_orig_mod", None), PreTrainedModel):

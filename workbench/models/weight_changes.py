@@ -119,16 +119,42 @@ def _factors(model: Any, module: Any, name: str) -> Factors | None:
     return Factors(down[name].weight, up[name].weight, _scaling(module, name))
 
 
+@torch.no_grad()
 def bias_changes(model: Any) -> dict[str, Float[Tensor, " out"]]:
-    """Module -> the change of its bias that LoRAs with ``lora_bias`` make, of the active ones."""
+    """Module -> the change of its bias that the active adapters make: LoRAs with ``lora_bias``, IA3, GLoRA and others.
+
+    A LoRA's is read from its factors, that of every other type from what the module makes of an input of zeros.
+    """
     changes: dict[str, Tensor] = {}
     for name, (module, parameter) in _adapted(model, None).items():
-        biased = getattr(module, "lora_bias", {})
-        for adapter in acting_adapters(module):
-            if parameter is None and isinstance(biased, dict) and biased.get(adapter):
-                change = module.lora_B[adapter].bias.detach().float() * _scaling(module, adapter)
-                changes[name] = changes[name] + change if name in changes else change
+        if parameter is not None:
+            continue
+        adapters = acting_adapters(module)
+        if all(model.peft_config[adapter].peft_type.value == "LORA" for adapter in adapters):
+            biased = getattr(module, "lora_bias", {})
+            parts = [a for a in adapters if isinstance(biased, dict) and biased.get(a)]
+            if parts:
+                changes[name] = sum(module.lora_B[a].bias.detach().float() * _scaling(module, a) for a in parts)
+        elif (change := _change_at_zero(module, adapters)) is not None:
+            changes[name] = change
     return changes
+
+
+def _change_at_zero(module: Any, adapters: list[str]) -> Float[Tensor, " out"] | None:
+    """What the adapters add to a linear map's output for an input of zeros; None where that is nothing."""
+    inner: Any = bare_module(module) or module
+    size = widths(inner)
+    if size is None or isinstance(inner, nn.Embedding) or not inner.weight.is_floating_point():
+        return None
+    clone = _standalone(module).float()  # some types compute in float32 alone
+    zeros = torch.zeros(1, 1, size[1], device=inner.weight.device)
+    outputs = []
+    for on in (True, False):
+        for layer in adapter_layers(clone):
+            layer._disable_adapters, layer._active_adapter = not on, list(adapters)
+        outputs.append(clone(zeros)[0, 0])
+    change = outputs[0] - outputs[1]
+    return change if bool(change.any()) else None
 
 
 def _scaling(module: Any, adapter: str) -> float:

@@ -6,20 +6,29 @@ import re
 import unicodedata
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
+_KEPT = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)%|(?<=[^\W\d_])#+(?!\w)")
+"""Signs of what they stand at: a number's (-1), a percentage's, and names such as C#."""
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)\s*([^\w\s])\s*(?=\d)")
 
 
 def likeness(text: str) -> str:
     """Text that is equal for near-duplicates.
 
-    Letters are compared without case, runs of spaces and punctuation are one space. Signs that are no punctuation
-    (``+``, emoji), and whatever stands between two digits, are kept: ``3-5``, ``3*5`` and ``35`` are not alike. A text
-    of punctuation alone is like itself only.
+    Letters are compared without case, runs of spaces and punctuation are one space, and signs that are not seen (zero
+    width, soft hyphens, marks of direction) are none. Signs that are no punctuation (``+``, emoji), whatever stands
+    between two digits, and a number's own sign are kept: ``3-5``, ``3*5`` and ``35`` are not alike, nor ``-1`` and
+    ``1``, nor ``C#`` and ``C``. A text of punctuation alone is like itself only.
     """
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    digits_kept_apart = _BETWEEN_DIGITS.sub(lambda match: f" \0{ord(match[1]):x}\0 ", plain)
-    words = _PUNCTUATION.sub(_space, digits_kept_apart).split()
+    seen = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
+    plain = unicodedata.normalize("NFKC", seen).casefold()
+    digits_kept_apart = _BETWEEN_DIGITS.sub(lambda match: _held(match[1]), plain)
+    kept_apart = _KEPT.sub(lambda match: _held(match[0]), digits_kept_apart)
+    words = _PUNCTUATION.sub(_space, kept_apart).split()
     return " ".join(words) if words else text
+
+
+def _held(signs: str) -> str:
+    return "".join(f" \0{ord(sign):x}\0 " for sign in signs)
 
 
 def _space(match: re.Match[str]) -> str:

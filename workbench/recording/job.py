@@ -19,7 +19,7 @@ from workbench.prompts.collection import Prompts
 from workbench.recording.load_options import load_options, open_recording
 from workbench.recording.record_pair import record
 from workbench.recording.recording import Recording
-from workbench.recording.sink_rows import averaged_rows
+from workbench.recording.sink_rows import averaged_rows, massive_rows
 from workbench.runs.folder import Run
 from workbench.typing import Bool
 from workbench.vllm.route import executor_settings
@@ -114,9 +114,10 @@ def _engine(where: Mapping[str, Any]) -> dict[str, Any]:
 def difference_table(recording: Recording) -> pd.DataFrame:
     """Per site: the norm of the mean difference tuned - base, relative to the base's root mean square, and n.
 
+    Where the base is nothing but zeros, the difference is not divided.
     Attention sinks are left out of the means, where rows were kept (:func:`averaged_rows`).
     """
-    averaged = None if recording.moments else averaged_rows(recording.index).rows
+    averaged = None if recording.moments else averaged_rows(recording.index, massive=massive_rows(recording)).rows
     rows = []
     for site in recording.sites:
         difference = _difference(recording, site, averaged)
@@ -139,7 +140,7 @@ def _difference(
         norm = float((base.variance * (base.count - 1) / base.count + base.mean**2).sum() ** 0.5)
     else:
         shift, distance, norm = _streamed(recording["base"][site], recording["tuned"][site], averaged)
-    relative = distance / norm if norm > 0 else float("nan")
+    relative = distance / norm if norm > 0 else distance
     return {"mean_shift": shift, "mean_distance": distance, "base_norm": norm, "relative": relative}
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from workbench.errors import UserError
-from workbench.files import atomic, file_digest, remove_partials
+from workbench.files import atomic, file_digest, file_text, remove_partials
 from workbench.sealed_json import read_sealed, write_sealed
 from workbench.tensor_files import check_seal, read_seal
 
@@ -103,7 +103,7 @@ def read_store(folder: Path) -> dict[str, Any]:
 
 def _plain_store(path: Path) -> dict[str, Any]:
     try:
-        store = json.loads(path.read_text(encoding="utf-8"))
+        store = json.loads(file_text(path))
         whole = isinstance(store["schema"], int) and isinstance(store["config"], dict)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedStore(f"{path} is damaged; restore it, or record into another folder.") from error

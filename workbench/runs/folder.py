@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cards import card
 from workbench.errors import UserError
-from workbench.files import DamagedWarning, atomic, remove_partials, room_for_folder, write_json, write_text
+from workbench.files import DamagedWarning, atomic, file_text, remove_partials, room_for_folder, write_json, write_text
 from workbench.folder_lock import FolderLock
 from workbench.jsonable import jsonable
 from workbench.runs.checking import verify_run
@@ -133,7 +133,7 @@ class Run:
         """The values of ``name.json``."""
         path = self._existing(name, ".json")
         with _readable(path, OSError, ValueError, RecursionError):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(file_text(path))
 
     def note(self, **provenance: Any) -> None:
         """Add to the provenance in the manifest."""

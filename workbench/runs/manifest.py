@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.errors import UserError
-from workbench.files import PARTIAL, write_json
+from workbench.files import PARTIAL, file_text, write_json
 from workbench.folder_lock import FolderLock
 
 SCHEMA = 1
@@ -83,7 +83,7 @@ def _read_once(path: Path, *_stamp: int) -> Manifest:
 def _read(path: Path) -> Manifest:
     folder = path.parent
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(file_text(path))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); restore it, or remove its folder."
@@ -135,5 +135,9 @@ def hash_file(path: Path) -> FileEntry:
     """Read ``path`` and hash it; a link is a :class:`UserError`, because what it points to can change."""
     if path.is_symlink():
         raise UserError(f"{path} is a link; a run holds its files itself. Copy the file in its place.")
+    if not path.is_file():
+        raise UserError(
+            f"{path} is no regular file (a pipe, a socket or a device); a run holds files alone. Remove it."
+        )
     with path.open("rb") as file:
         return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())

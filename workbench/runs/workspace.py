@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
-from workbench.files import write_text
+from workbench.files import file_text, write_text
 from workbench.runs.listing import RunSummary, list_runs
 from workbench.runs.manifest import MANIFEST, read_manifest
 from workbench.runs.places import default_home
@@ -95,7 +95,7 @@ def _indexed(home: Path) -> Iterator[tuple[RunSummary, list[PairKey]]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file_text(file))
         if content["version"] != _VERSION or not all(_whole(entry) for entry in content["runs"].values()):
             return {}
         return dict(content["runs"])
@@ -136,6 +136,6 @@ def _step_models(folder: Path) -> Iterator[Any]:
     """The models that an experiment noted for its cells."""
     for path in sorted(folder.glob("models/*.json")):
         try:
-            yield json.loads(path.read_text(encoding="utf-8"))
+            yield json.loads(file_text(path))
         except (OSError, ValueError, RecursionError):
             continue

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from interventions.base import SiteIntervention
 from interventions.checks import Layer, check_width, resolved, site_in
 from interventions.scope import Change
+from interventions.strength import Amount
 from workbench.engine.context import ForwardContext
 from workbench.engine.sites import Site
 from workbench.methods import method
@@ -33,12 +32,11 @@ class Nudge(SiteIntervention):
 
     def changes(self, model: AdaptedModel) -> list[tuple[Site, Change]]:
         """One addition."""
+        amount = Amount(self.strength)  # of the whole batch, or of each row
 
-        def change(value: Tensor, _context: ForwardContext) -> Tensor:
+        def change(value: Tensor, context: ForwardContext) -> Tensor:
             unit = (self.direction / self.direction.norm()).to(value)
-            return (
-                value + torch.as_tensor(self.strength).to(value) * self.share * value.norm(dim=-1, keepdim=True) * unit
-            )
+            return value + amount(value, context) * self.share * value.norm(dim=-1, keepdim=True) * unit
 
         return [(Site("resid_post", resolved(model, self.layer)), change)]
 

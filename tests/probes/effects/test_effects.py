@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_a_base_against_itself_shows_nothing(name: str, tmp_path: Path) -> None:
     assert again.frame().equals(found.frame()) and again.values.equals(found.values)
 
 
+def test_that_no_answer_is_right_is_said() -> None:
+    found: EffectPanel = NULLS["skill_profile"](pair_of(0))
+    none = found.table.assign(score=0.0)
+    for metric, advice in (("accuracy", "metric contained"), ("contained", "max_new_tokens")):
+        assert advice in replace(found, measured=metric, table=none).summary()
+        assert advice not in replace(found, measured=metric, table=none.assign(score=0.1)).summary()
+    assert "No answer" not in replace(found, table=none).summary(), "a probability is never right or wrong"
+
+
 def test_intervals_of_shares_and_changes_that_agree_are_exact() -> None:
     ones = interval_of(np.ones(20))
     assert ones.estimate == 1 and 0.8 < ones.low < 0.95
@@ -159,8 +169,10 @@ def test_confidence_and_critique_make_up_the_accuracy_after() -> None:
     assert relative == pytest.approx((0.6 - 0.4) / (0.6 + 0.2 - 0.4))
     right["tuned"]["after"] = right["tuned"]["before"].copy()  # stands by everything
     table = table_of(correction_lines(right, np.arange(60), 0))
-    own = table[table["model"] == "tuned"].set_index("group")["score"]
+    lines = table[table["model"] == "tuned"].set_index("group")
+    own = lines["score"]
     assert own["confidence (CL)"] == 1 and own["critique (CS)"] == 0
+    assert 0.8 < lines.loc["confidence (CL)", "low"] < 1 and 0 < lines.loc["critique (CS)", "high"] < 0.2
     change = table[table["model"] == "tuned - base"].set_index("group")
     assert change.loc["confidence (CL)", "low"] > 0 and change.loc["confidence (CL)", "q"] < 0.05
 

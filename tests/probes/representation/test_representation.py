@@ -20,7 +20,7 @@ from probes.representation.cross_task import _by_layer
 from probes.representation.gap import gap_lines, nested_right
 from probes.representation.in_context import similarity_line
 from probes.representation.instructions import densities, influence, span_of, span_score
-from probes.representation.neurons import areas, combined_accuracy, neuron_table
+from probes.representation.neurons import _with_intervals, areas, combined_accuracy, neuron_table
 from probes.representation.separability import aligned, between_share, centred_on
 from probes.representation.source_trust import GradientSketch, trust_lines
 from probes.representation.suite import control_tasks, equivalence_p, suite_table
@@ -171,6 +171,13 @@ def test_a_control_task_that_is_told_as_well_is_said() -> None:
     assert ("told as well as the labels" in found.summary()) == ("neither" in set(found.table["readable"]))
 
 
+def test_a_margin_that_so_few_prompts_cannot_decide_is_said() -> None:
+    for margin, narrow in ((0.05, True), (0.5, False)):
+        found = probes.probe_suite(recorded(0), folds=3, margin=margin)
+        assert ("too narrow" in found.summary()) == narrow
+        assert set(found.table["outcome"]) == ({"undecided"} if narrow else {"equivalent"})
+
+
 NULLS: dict[str, Any] = {
     "probe_suite": lambda: probes.probe_suite(recorded(0), folds=3),
     "class_separability": lambda: probes.class_separability(recorded(0), draws=30),
@@ -250,6 +257,18 @@ def test_areas_are_scikit_learns_and_a_planted_neuron_is_listed() -> None:
     assert table["score"].idxmax() == 3 and table["p"][3] < 0.01 and table["tuned"][3] > 0.9
     dealt = np.arange(40) // 10
     assert combined_accuracy(tuned, y, dealt, 1) > 0.9 > combined_accuracy(values, y, dealt, 1)
+
+
+def test_a_gain_lies_within_its_interval_where_the_base_tells_nothing() -> None:
+    """Distances from 0.5 are never negative: resampled, that of a base at 0.5 would always be above it."""
+    y = np.arange(40) % 2 == 0
+    base = np.repeat(np.random.default_rng(0).standard_normal(20), 2)[:, None]
+    values = {"base": base, "tuned": base + 10 * y[:, None]}
+    table, _ = neuron_table(values, y, np.stack([y]))
+    (row,) = _with_intervals(
+        table.assign(layer=0, site="mlp_post"), {(0, -1, "mlp_post"): values}, y, np.arange(40), 200, 0
+    ).to_dict("records")
+    assert row["base"] == 0.5 and row["score"] == 0.5 and row["low"] < 0.5 < row["high"]
 
 
 def test_words_that_say_no_more_than_random_ones_are_told() -> None:

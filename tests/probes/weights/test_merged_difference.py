@@ -28,6 +28,9 @@ PATTERNS: dict[str, Any] = {
     "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 8}, "alpha_pattern": {"o_proj": 3, r".*\.2\..*": 11},
 }  # fmt: skip
 EXPERTS: dict[str, Any] = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+BLOCKS = peft.tuners.lora.config.BdLoraConfig(
+    target_modules_bd_a=["q_proj"], target_modules_bd_b=["o_proj"], nblocks=2, match_strict=True
+)
 KINDS: dict[str, tuple[str, Any]] = {
     "LoRA": ("llama", peft.LoraConfig(**LORA)),
     "rsLoRA": ("llama", peft.LoraConfig(**LORA, use_rslora=True)),
@@ -43,6 +46,7 @@ KINDS: dict[str, tuple[str, Any]] = {
     "Conv1D, rsLoRA with patterns": ("gpt2", peft.LoraConfig(**CONV1D, use_rslora=True, rank_pattern={"c_fc": 2})),
     "embeddings": ("llama", peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"])),
     "embeddings, rsLoRA": ("llama", peft.LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"], use_rslora=True)),
+    "embeddings, DoRA": ("llama", peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], use_dora=True)),
     "modules_to_save": ("llama", peft.LoraConfig(**LORA, modules_to_save=["lm_head", "post_attention_layernorm"])),
     "trained tokens": ("llama", peft.LoraConfig(**LORA, trainable_token_indices=[3, 7, 299])),
     "some layers": ("llama", peft.LoraConfig(**LORA, layers_to_transform=[1])),
@@ -52,6 +56,9 @@ KINDS: dict[str, tuple[str, Any]] = {
     "orthogonal": ("llama", peft.LoraConfig(**LORA, init_lora_weights="orthogonal")),
     "LoHa": ("llama", peft.LoHaConfig(r=4, target_modules=["q_proj", "down_proj"])),
     "IA3": ("llama", peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])),
+    "IA3 on biases": ("qwen2", peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[])),
+    "GLoRA on biases": ("qwen2", peft.GloraConfig(target_modules=["q_proj", "k_proj"])),
+    "blocks": ("llama", peft.LoraConfig(r=4, target_modules=["q_proj", "o_proj"], use_bdlora=BLOCKS)),
     "OFT": ("llama", peft.OFTConfig(r=0, oft_block_size=16, target_modules=["q_proj", "down_proj"])),
     "norms": ("llama", peft.LNTuningConfig(target_modules=["input_layernorm"])),
 }  # fmt: skip

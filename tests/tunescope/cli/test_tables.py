@@ -1,4 +1,5 @@
-"""Tables on a terminal: names and numbers whole, the first columns that fit, the others by name; texts in folds."""
+"""Tables on a terminal: names and numbers whole, the first columns that fit, the others by name; texts in folds, empty
+columns not at all."""
 
 from __future__ import annotations
 
@@ -30,16 +31,17 @@ def test_what_does_not_fit_is_named_and_nothing_is_cut(monkeypatch: Any, capsys:
     assert narrow[-1] == "Beside these, with --json: name"
 
 
-def test_texts_are_folded_and_no_column_is_left_out(monkeypatch: Any, capsys: Any) -> None:
-    row = {**ROW, "text": "once upon a time there was a girl who lived in the woods"}
+def test_texts_are_folded_beside_whole_numbers(monkeypatch: Any, capsys: Any) -> None:
+    """A row's text takes three lines, not one a word, and no number is broken for it."""
+    row = {"layer": None, **{name: 0.1454321 for name in "abcdefgh"}, "text": "once upon a time there was a girl " * 2}
     lines = printed([row], 60, monkeypatch, capsys)
-    assert "text" in " ".join(lines) and "--json" not in " ".join(lines)
-    assert sum("girl" in line for line in lines) == 1
+    assert lines[0].split() == ["a", "b", "c", "d", "text"] and lines[2].split()[:4] == ["0.1454"] * 4
+    assert len(lines) <= 2 + 4 + 1 and lines[-1] == "Beside these, with --json: e, f, g, h"
 
 
 @pytest.mark.parametrize("width", [1, 10, 30, 200])
 def test_the_first_column_stays_and_widths_are_counted_as_shown(width: int) -> None:
     columns = {"a": ["a", "漢字漢字漢字"], "b": ["b", "x"], "a very long name without end": ["n", "1"]}
     found = left_out(columns, width)
-    assert found is not None and "a" not in found
+    assert "a" not in found
     assert ("b" in found) == (width < 1 + 12 + 3 + 1 + 3)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 
 import workbench as wb
 from tests.mixed_families import CONFIGS, mixed_model
@@ -84,3 +85,19 @@ def test_an_edit_of_a_mixers_output_moves_the_residual_stream_by_it() -> None:
     with model.hooked([SiteHook(Site("mixer_out", 0), lambda value, _ctx: value + 1.0, edit=True), keep]):
         model.forward(IDS)
     torch.testing.assert_close(seen["mid"], before + 1.0)
+
+
+def test_a_residual_stream_of_several_streams_is_withheld() -> None:
+    """Gemma3n keeps parallel copies of its stream: [copy, row, pos, d_model]."""
+    sizes = {
+        "vocab_size": 300, "vocab_size_per_layer_input": 300, "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": [96, 96], "altup_num_inputs": 2,
+        "hidden_size_per_layer_input": 16, "laurel_rank": 8, "num_kv_shared_layers": 0, "pad_token_id": 0,
+        "layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.0, 0.0],
+    }  # fmt: skip
+    hf = tf.AutoModelForCausalLM.from_config(tf.Gemma3nTextConfig(**sizes)).eval()
+    model = wb.load_model(hf, tokenizer=tokenizer())
+    assert model.forward(IDS) is not None
+    with pytest.raises(NotSupported, match=r"the residual stream is no \[row, pos, d_model\].*\[2, 2, 4, 64\]\.$"):
+        wb.record(wb.load_pair(hf, hf, tokenizer=tokenizer()), ["the quick brown fox"], ["resid_post"])
+    assert "blocks.1.attn.hook_z" in model.sites()

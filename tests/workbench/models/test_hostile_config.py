@@ -52,3 +52,13 @@ def test_a_config_of_wrong_values_is_one_sentence(
     else:
         with pytest.raises(UserError, match=sentence):
             wb.load_model(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
+def test_a_nest_without_end_is_one_sentence(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    for file in folders["tuned"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_text('{"a":' * 200_000)
+    with pytest.raises(UserError, match="recursion"):
+        wb.load_pair(folders["base"], tmp_path)

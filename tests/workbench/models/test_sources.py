@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import peft
@@ -258,3 +260,24 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_compiled_model_is_said_to_be_one() -> None:
     with pytest.raises(UserError, match=r"torch\.compile; give the model from before"):
         describe(torch.compile(tiny_model("llama")))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_what_has_no_end_is_not_read(base_folder: Path, tmp_path: Path, name: str) -> None:
+    for how in ("pipe", "device"):
+        folder = Path(shutil.copytree(base_folder, tmp_path / how))
+        (folder / name).unlink(missing_ok=True)
+        if how == "pipe":
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).symlink_to("/dev/zero")
+        with pytest.raises(UserError, match=f"{name} is no regular file"):
+            describe(folder)
+
+
+def test_settings_of_gigabytes_are_not_read(base_folder: Path) -> None:
+    with (base_folder / "generation_config.json").open("wb") as file:
+        file.truncate(2**33)  # a hole: it takes no room on the disk
+    with pytest.raises(UserError, match=r"generation_config.json holds 8,589,934,592 bytes"):
+        describe(base_folder)

@@ -281,6 +281,16 @@ def test_repeated_layers_are_refused(folders: tuple[Path, Path], tmp_path: Path)
             wb.load_pair(folders[0], given)
 
 
+def test_an_activated_lora_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """It would act on nothing here: PEFT tells it from which token on."""
+    config = peft.LoraConfig(**LORA, alora_invocation_tokens=[20, 21], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_model("llama"), config)
+    model.save_pretrained(tmp_path / "adapter")
+    for given in (tmp_path / "adapter", model):
+        with pytest.raises(UserError, match="is an activated LoRA"):
+            wb.load_pair(folders[0], given)
+
+
 @pytest.mark.parametrize("side", ["tuned", "base", "both"])
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_head_stored_beside_embeddings_that_it_is_tied_to_is_read_as_it_is_loaded(

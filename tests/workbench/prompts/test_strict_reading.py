@@ -93,5 +93,8 @@ def test_near_duplicates_are_one_observation() -> None:
 
 def test_likeness_keeps_what_tells_texts_apart() -> None:
     different = ["1.5", "15", "a+b", "a b", "naïve", "naive", "北京", "东京", "🙂", "🙁", "x_1", "x_2"]
+    different += ["5 + -1", "5 + 1", "50%", "50", "C#", "C"]
     assert len({likeness(one) for one in different}) == len(different)
+    unseen = ["A dog.", "\u200ba dog", "a d\u00adog", "a dog\ufeff", "\u202aa dog\u202c", "# A dog", "- a dog"]
+    assert {likeness(one) for one in unseen} == {"a dog"}
     assert likeness("don\u2019t") == likeness("don't") and likeness("\ufb01ne") == likeness("fine")

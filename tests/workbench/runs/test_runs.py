@@ -323,6 +323,15 @@ def test_one_bad_run_hides_no_other(tmp_path: Path) -> None:
     strange = os.fsencode(tmp_path) + b"/\xff\xfe"
     Path(os.fsdecode(strange)).mkdir()
     Path(os.fsdecode(strange + b"/run.json")).write_text("{}")
+    for name in ("pipe", "device", "endless"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "run.json")
+    (tmp_path / "device" / "run.json").symlink_to("/dev/zero")
+    with (tmp_path / "endless" / "run.json").open("wb") as file:
+        file.truncate(2**33)  # a hole: it takes no room on the disk
     found = {run.name: run.state for run in runs.list(tmp_path)}
-    assert found.pop("good") == "complete" and set(found.values()) == {"unreadable"} and len(found) == 4
+    assert found.pop("good") == "complete" and set(found.values()) == {"unreadable"} and len(found) == 7
+    for name in ("pipe", "device", "endless"):
+        with pytest.raises(UserError, match=r"run\.json cannot be read"):
+            runs.verify(tmp_path / name)
     assert all(name.encode("utf-8") for name in found)
