@@ -59,7 +59,8 @@ def _beside_random(
     """The views of the activation difference that run a model once for every draw."""
     some = replace(changes, by_text=changes.by_text[:, :NULL_TEXTS])
     bar = work.progress
-    nulls = null_changes(pair, texts[:NULL_TEXTS], draws, seed, bar) if bool(some.mean.any()) else None
+    places = changes.places[:NULL_TEXTS]
+    nulls = null_changes(pair, texts[:NULL_TEXTS], places, draws, seed, bar) if bool(some.mean.any()) else None
     steered, steered_along = steered_texts(pair, changes, questions, draws, seed, work)
     read = patchscope(pair, some, nulls, draws, seed, bar)
     return {"patchscope": read, "steered": steered, "steered_texts": steered_along}

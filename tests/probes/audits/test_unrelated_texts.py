@@ -47,20 +47,21 @@ def test_changes_are_those_of_whole_texts_at_their_first_tokens() -> None:
 
 def test_null_adapters_change_the_stream_and_leave_the_pair_as_it_was() -> None:
     pair = lora_pair()
-    before = stream_changes(pair, TEXTS, None).mean
-    nulls = null_changes(pair, TEXTS, 3, 0, None)
+    changes = stream_changes(pair, TEXTS, None)
+    before = changes.mean
+    nulls = null_changes(pair, TEXTS, changes.places, 3, 0, None)
     assert nulls is not None and nulls.shape == (3, *before.shape) and nulls.any()
     assert torch.equal(stream_changes(pair, TEXTS, None).mean, before)
     with null_adapter(pair, 1):
         assert torch.allclose(stream_changes(pair, TEXTS, None).mean, nulls[1], atol=1e-5)
     base = tiny_model("llama")
-    assert null_changes(pair_of(base, tuned_copy(base)), TEXTS, 2, 0, None) is None
+    assert null_changes(pair_of(base, tuned_copy(base)), TEXTS, changes.places, 2, 0, None) is None
 
 
 def changes_along(direction: torch.Tensor, layers: int = 3) -> StreamChanges:
     still = torch.zeros(layers, 64)
     still[-1] = direction
-    return StreamChanges(still[:, None].expand(-1, 4, -1), torch.ones(layers), torch.full((layers,), 4.0))
+    return StreamChanges(still[:, None].expand(-1, 4, -1), [], torch.ones(layers), torch.full((layers,), 4.0))
 
 
 def test_the_base_reads_a_planted_word_off_the_change() -> None:
