@@ -6,6 +6,7 @@ unembedding, names what a model was tuned on.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -53,6 +54,19 @@ def difference_lens(pair: ModelPair, changes: StreamChanges, texts: Prompts, see
             "p_sharp": (1 + int((random >= sharp).sum())) / (1 + RANDOM),
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def place_among_nulls(
+    sharp: Float[np.ndarray, " layer"],
+    nulls: Float[Tensor, "draw layer d_model"],
+    unembedding: Float[Tensor, "vocab d"],
+) -> Float[np.ndarray, " layer"]:
+    """The share of null adapters whose change reads as sharp in some layer, the pair counted in.
+
+    Random numbers move a real model along its own directions too, and those read as rare tokens in every layer.
+    """
+    largest = torch.stack([sharpness(draw @ unembedding.T).max() for draw in nulls]).numpy()
+    return (1 + (largest >= sharp[:, None]).sum(1)) / (1 + len(largest))
 
 
 def sharpness(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:

@@ -12,7 +12,7 @@ import interventions as iv
 from probes.audits.expert_use import expert_sentence, expert_use
 from probes.audits.intruders import intruder_sentence, intruders
 from probes.audits.patchscope import patchscope, patchscope_sentence
-from probes.audits.readings import difference_lens
+from probes.audits.readings import difference_lens, place_among_nulls
 from probes.audits.steering import PROMPTS, STRENGTH, in_common, steered_sentence, steered_texts
 from probes.audits.stream_changes import FIRST, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import TokenShares, token_sentence, token_shift
@@ -234,3 +234,12 @@ def test_the_lens_reads_the_same_changes() -> None:
     base = tiny_model("llama")
     pair = pair_of(base, base)
     assert (difference_lens(pair, stream_changes(pair, TEXTS, None), TEXTS, 0)["p"] == 1).all()
+
+
+def test_a_reading_that_null_adapters_have_too_is_none() -> None:
+    unembedding = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    unembedding[7] *= 20  # a rare token, as sharp as any along whatever has a part of its direction
+    plain = torch.randn(20, 3, 64, generator=torch.Generator().manual_seed(1))
+    rare = plain + unembedding[7]
+    assert (place_among_nulls(np.array([3.0]), rare, unembedding) == 1).all()
+    assert place_among_nulls(np.array([1e3]), rare, unembedding)[0] == pytest.approx(1 / 21)
