@@ -59,7 +59,7 @@ def difference_lens(pair: ModelPair, changes: StreamChanges, texts: Prompts, see
 def place_among_nulls(
     sharp: Float[np.ndarray, " layer"],
     nulls: Float[Tensor, "draw layer d_model"],
-    unembedding: Float[Tensor, "vocab d"],
+    unembedding: Float[Tensor, "vocab d_model"],
 ) -> Float[np.ndarray, " layer"]:
     """The share of null adapters whose change reads as sharp in some layer, the pair counted in.
 

@@ -241,5 +241,5 @@ def test_a_reading_that_null_adapters_have_too_is_none() -> None:
     unembedding[7] *= 20  # a rare token, as sharp as any along whatever has a part of its direction
     plain = torch.randn(20, 3, 64, generator=torch.Generator().manual_seed(1))
     rare = plain + unembedding[7]
-    assert (place_among_nulls(np.array([3.0]), rare, unembedding) == 1).all()
-    assert place_among_nulls(np.array([1e3]), rare, unembedding)[0] == pytest.approx(1 / 21)
+    assert (place_among_nulls(np.full(3, 3.0), rare, unembedding) == 1).all()
+    assert place_among_nulls(np.full(3, 1e3), rare, unembedding)[0] == pytest.approx(1 / 21)
