@@ -56,6 +56,17 @@ def difference_lens(pair: ModelPair, changes: StreamChanges, texts: Prompts, see
     return pd.DataFrame(lines)
 
 
+def longer_among_nulls(
+    mean: Float[Tensor, "layer d_model"], nulls: Float[Tensor, "draw layer d_model"]
+) -> Float[np.ndarray, " layer"]:
+    """The share of null adapters whose change is as long in some layer, by their mean length there, the pair counted
+    in."""
+    lengths = nulls.norm(dim=-1)
+    usual = lengths.mean(0).clamp_min(1e-30)
+    own, largest = (mean.norm(dim=-1) / usual).numpy(), (lengths / usual).max(-1).values.numpy()
+    return (1 + (largest >= own[:, None]).sum(1)) / (1 + len(largest))
+
+
 def place_among_nulls(
     sharp: Float[np.ndarray, " layer"],
     nulls: Float[Tensor, "draw layer d_model"],

@@ -10,7 +10,7 @@ import pandas as pd
 from probes.audits.expert_use import expert_use
 from probes.audits.intruders import intruders
 from probes.audits.patchscope import patchscope
-from probes.audits.readings import difference_lens, place_among_nulls
+from probes.audits.readings import difference_lens, longer_among_nulls, place_among_nulls
 from probes.audits.steering import steered_texts
 from probes.audits.stream_changes import StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import token_shares, token_shift
@@ -42,16 +42,18 @@ def unrelated_views(
     bar = work.progress
     changes = stream_changes(pair, texts, bar)
     readings = difference_lens(pair, changes, texts, seed)
-    q_sharp, beside = q_values(readings["p_sharp"].to_numpy()), {}
+    q, q_sharp = (q_values(readings[name].to_numpy()) for name in ("p", "p_sharp"))
+    beside: dict[str, pd.DataFrame] = {}
     if draws:
         nulls, beside = _beside_random(pair, changes, texts, questions, draws, seed, work)
         if nulls is not None:
             unembedding = pair.tuned.unembedding().detach().float().cpu()
+            q = np.maximum(q, longer_among_nulls(changes.by_text[:, :NULL_TEXTS].mean(1), nulls))
             q_sharp = np.maximum(q_sharp, place_among_nulls(readings["sharp"].to_numpy(), nulls, unembedding))
     shares = token_shares(pair, texts, seed, work)
     return {
         "readings": readings.assign(
-            q=q_values(readings["p"].to_numpy()), q_sharp=q_sharp,
+            q=q, q_sharp=q_sharp,
             tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
         ),
         **beside,

@@ -12,7 +12,7 @@ import interventions as iv
 from probes.audits.expert_use import expert_sentence, expert_use
 from probes.audits.intruders import intruder_sentence, intruders
 from probes.audits.patchscope import patchscope, patchscope_sentence
-from probes.audits.readings import difference_lens, place_among_nulls
+from probes.audits.readings import difference_lens, longer_among_nulls, place_among_nulls
 from probes.audits.steering import PROMPTS, STRENGTH, in_common, steered_sentence, steered_texts
 from probes.audits.stream_changes import FIRST, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import TokenShares, token_sentence, token_shift
@@ -243,3 +243,11 @@ def test_a_reading_that_null_adapters_have_too_is_none() -> None:
     rare = plain + unembedding[7]
     assert (place_among_nulls(np.full(3, 3.0), rare, unembedding) == 1).all()
     assert place_among_nulls(np.full(3, 1e3), rare, unembedding)[0] == pytest.approx(1 / 21)
+
+
+def test_a_movement_that_null_adapters_make_too_is_none() -> None:
+    nulls = torch.randn(20, 3, 64, generator=torch.Generator().manual_seed(0))
+    own = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    own[2] *= 3
+    place = longer_among_nulls(own, nulls)
+    assert place[2] == pytest.approx(1 / 21) and (place[:2] > 0.05).all()
