@@ -51,10 +51,11 @@ class Saved:
     def python(self) -> str:
         return f"iv.load_recipe({self.path!r})"
 
-    def made(self, pair: ModelPair) -> Recipe:  # noqa: ARG002 (a file holds all it needs)
+    def made(self, pair: ModelPair) -> Recipe:
         import interventions as iv
 
-        return iv.load_recipe(self.path if is_line(self.path) else trusted(self.path))
+        recipe = iv.load_recipe(self.path if is_line(self.path) else trusted(self.path))
+        return recipe.with_models_of(pair.models.values())
 
     @property
     def has_strength(self) -> bool:

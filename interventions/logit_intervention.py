@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -74,6 +74,21 @@ class LogitIntervention(Intervention):
     def scaled(self: _Same, factor: Number) -> _Same:
         """The same with ``factor`` times the strength."""
         return replace(self, strength=multiplied(self.strength, factor))  # type: ignore[type-var]
+
+    with_models: Callable[..., Any]
+    """The same with the other models at hand, after loading a recipe file."""
+
+    def with_models_of(self: _Same, at_hand: Iterable[AdaptedModel]) -> _Same:
+        """The same with the models that a recipe file names, where all are among ``at_hand`` (by the hash of their
+        weights); else as it is, which says what is missing when it is applied."""
+        models = self.models
+        if not any(isinstance(other, OtherModel) for other in models.values()):
+            return self
+        here = {model.identity.hash: model for model in at_hand}
+        bound = {name: here.get(OtherModel.of(other).identity, other) for name, other in models.items()}
+        missing = any(isinstance(other, OtherModel) for other in bound.values())
+        bound_here: _Same = self if missing else self.with_models(**bound)
+        return bound_here
 
     def matching(self, at_hand: Mapping[str, Any]) -> dict[str, AdaptedModel | OtherModel]:
         """The models at hand for those that a recipe file names.

@@ -158,6 +158,17 @@ class Recipe:
     def __hash__(self) -> int:
         return hash(self.content)
 
+    def with_models_of(self, at_hand: Iterable[AdaptedModel]) -> Recipe:
+        """The same where interventions that read other models (shifts of logits) have those that are among
+        ``at_hand``: a recipe file holds such models by name and hash alone.
+
+        Example:
+            ``iv.Recipe.load("shift.safetensors").with_models_of(pair.models.values())``
+        """
+        models = list(at_hand)
+        bound = [getattr(one, "with_models_of", lambda _, one=one: one)(models) for one in self.interventions]
+        return Recipe(bound, self.made_with)
+
     def __iter__(self) -> Iterator[Intervention]:
         return iter(self.interventions)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,30 +26,32 @@ from workbench.models.passes import counted as counted
 from workbench.prompts.encode import Encoded, batches, pad_left
 from workbench.typing import Float, Int, Tensor
 
-_TUPLES: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+_PARTS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def layers_skipped(model: AdaptedModel, through: int) -> Iterator[None]:
     """Layers 0 to ``through`` hand their input on unchanged; an edit at ``resid_post`` gives the output.
 
-    Everything else (embedding, masks, later layers, final norm, unembedding, soft-caps) is the model's own.
+    Everything else (embedding, masks, later layers, final norm, unembedding, soft-caps) is the model's own. Enter it
+    before the hooks go on: at first it looks at one token to see what a layer returns.
     """
     layers = submodule(model.inner, model.hub.family.layers)
-    wrap = _returns_tuples(model)
+    hand_on = _handing_on(_parts_returned(model))
     with ExitStack() as stack:
         for layer in layers[: through + 1]:
             stack.callback(_put_back, layer, layer.__dict__.get("forward"))
-            layer.__dict__["forward"] = _hand_on_in_tuple if wrap else _hand_on
+            layer.__dict__["forward"] = hand_on
         yield
 
 
-def _hand_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    return hidden_states
+def _handing_on(parts: int) -> Callable[..., Any]:
+    """A layer that hands its input on as the first of so many outputs; 0: alone."""
 
+    def hand_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return (hidden_states, *[None] * (parts - 1)) if parts else hidden_states
 
-def _hand_on_in_tuple(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor]:
-    return (hidden_states,)
+    return hand_on
 
 
 def _put_back(layer: nn.Module, own: Any) -> None:
@@ -59,18 +61,20 @@ def _put_back(layer: nn.Module, own: Any) -> None:
         layer.__dict__["forward"] = own
 
 
-def _returns_tuples(model: AdaptedModel) -> bool:
-    """Whether this family's layers return tuples; seen once per model, on one token."""
-    if model.inner not in _TUPLES:
-        seen: list[bool] = []
+def _parts_returned(model: AdaptedModel) -> int:
+    """How many outputs this family's layers return in a tuple or list, 0: the stream alone; seen once, on one token."""
+    if model.inner not in _PARTS:
+        seen: list[int] = []
         first = submodule(model.inner, f"{model.hub.family.layers}.0")
-        handle = first.register_forward_hook(lambda _module, _args, out: seen.append(isinstance(out, tuple)))
+        handle = first.register_forward_hook(
+            lambda _module, _args, out: seen.append(len(out) if isinstance(out, tuple | list) else 0)
+        )
         try:
             model.forward(torch.zeros(1, 1, dtype=torch.long), logits=None)
         finally:
             handle.remove()
-        _TUPLES[model.inner] = seen[0]
-    return _TUPLES[model.inner]
+        _PARTS[model.inner] = seen[0]
+    return _PARTS[model.inner]
 
 
 @contextmanager
@@ -95,7 +99,7 @@ def read_out(model: AdaptedModel, residual: Float[Tensor, "row d_model"]) -> Flo
     def put(value: Tensor, _ctx: Any) -> Tensor:
         return residual[:, None].to(value)
 
-    with model.hooked([SiteHook(last, put, edit=True)]), layers_skipped(model, last.layer or 0):
+    with layers_skipped(model, last.layer or 0), model.hooked([SiteHook(last, put, edit=True)]):
         logits = model.forward(ids, logits="all")
     assert logits is not None
     return logits[:, 0]
@@ -147,7 +151,7 @@ class LastToken:
     ) -> Float[Tensor, "batch vocab"]:
         """Logits of batch ``number`` at its last token, with ``hooks``; layers up to ``skip_through`` do not run."""
         batch, past = self._batches[number]
-        with self.model.hooked(hooks), layers_skipped(self.model, skip_through), torch.set_grad_enabled(grad):
+        with layers_skipped(self.model, skip_through), self.model.hooked(hooks), torch.set_grad_enabled(grad):
             output = self.model.inner(
                 input_ids=batch.input_ids[:, -1:],
                 attention_mask=batch.attention_mask,

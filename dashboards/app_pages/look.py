@@ -53,8 +53,7 @@ def _show_line(subject: Subject, request: LookRequest | None, *, busy: bool) -> 
             label, colour, icon = _badge(subject, step)
             st.markdown(f"**{DETAILS[step]} {step}** :{colour}-badge[:material/{icon}: {label}]")
             note = subject.notes.steps.get(step)
-            sentences = () if note is None else note.sentences[::-1] if step == TURN else note.sentences
-            sentence = " ".join(sentences) or _PROMISES[step]
+            sentence = " ".join(() if note is None else note.telling()) or _PROMISES[step]
             st.caption(panels.words(shorten(sentence, _LONGEST, placeholder=" …")))
             st.space("stretch")
             with st.container(horizontal=True, gap="small"):

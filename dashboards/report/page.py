@@ -17,6 +17,8 @@ ROWS = 30
 """Longer tables are cut, and say so."""
 COLUMNS = 11
 """Further columns are left to the run's own tables."""
+TEXT = 2
+"""Spaces of the mean cell of a column of whole texts."""
 WORD = 40
 """Longer words are broken."""
 POLICY = (
@@ -115,7 +117,7 @@ def _chapter(number: int, section: Section) -> str:
 
 
 def _table(name: str, table: pd.DataFrame) -> str:
-    shown = with_intervals(table.dropna(axis=1, how="all").head(ROWS))
+    shown = _texts_first(with_intervals(table.dropna(axis=1, how="all").head(ROWS)), table)
     left_out = len(shown.columns) - COLUMNS
     shown = shown.iloc[:, :COLUMNS]
     columns = [str(column) for column in shown]
@@ -134,6 +136,15 @@ def _table(name: str, table: pd.DataFrame) -> str:
         f"<h3>{escape(_words(name))}</h3>"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}{explained}'
     )
+
+
+def _texts_first(shown: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of whole texts (prompts, answers) before numbers: a row is about them."""
+    texts = [
+        name for name in shown
+        if not pd.api.types.is_numeric_dtype(table[name]) and table[name].astype(str).str.count(" ").mean() >= TEXT
+    ]  # fmt: skip
+    return shown[[*texts, *(name for name in shown if name not in texts)]]
 
 
 def _cell(tag: str, text: str, *, numeric: bool) -> str:

@@ -38,10 +38,10 @@ class RewardHead:
 
     weight: Float[Tensor, " d_model"]
     layer: int
-    right: Interval | None = None
+    held_out_right: Interval | None = None
     """Share of rows ranked right by heads that were fitted without the row's group; None with one group, or loaded."""
-    control: float | None = None
-    """The same share for heads that were taught random preferences on the same rows."""
+    random_preferences: float | None = None
+    """The control: the same share for heads that were taught random preferences on the same rows."""
 
     def score(self, model: AdaptedModel, examples: Sequence[Example], batch_size: int = 32) -> Float[Tensor, " row"]:
         """The reward of each row's answer behind its prompt."""

@@ -170,10 +170,13 @@ class _Found:
 
     @property
     def sentence(self) -> str:
-        score = {line["model"]: line["score"] for line in self.lines}
+        said = {
+            line["model"]: f"{line['score']:+.2f} [{line['low']:.2f}, {line['high']:.2f}] ({line['control']:+.2f})"
+            for line in self.lines
+        }
         return (
-            f"{self.found['lever']}: the switch {score[SWITCHED]:+.2f}, its direction at layer {self.found['layer']} "
-            f"without the words {score[OFFSET]:+.2f}, the switch without its direction {score[ABLATED]:+.2f}"
+            f"{self.found['lever']} (controls in brackets): the switch {said[SWITCHED]}; its direction at layer "
+            f"{self.found['layer']} without the words {said[OFFSET]}; the switch without its direction {said[ABLATED]}"
         )
 
 

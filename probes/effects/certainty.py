@@ -101,12 +101,14 @@ def certainty_split(  # noqa: PLR0913 (a public call)
             }  # fmt: skip
     known = quantities["base"]["right"] > 0.5
     lines = [line for name, own in seen.items() for line in _lines(name, quantities, known, own, rows.clusters, seed)]
+    table = table_of(lines)
     return EffectPanel(
-        table=table_of(lines),
+        table=table,
         control="of refusals none; of average precision the accuracy, which a certainty without meaning gives",
         provenance=Provenance.of("certainty_split", pair, rows, seed=seed, forward_passes=passes.forward),
         values=columns_by_role(quantities),
         measured="share of prompts, or average precision",
+        units={group: "" if group.startswith("average") else "share of prompts" for group in table["group"]},
         heading="Known and unknown questions",
         numbers={"known": float(known.sum()), "unknown": float((~known).sum())},
     )  # fmt: skip

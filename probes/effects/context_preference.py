@@ -87,7 +87,8 @@ def context_preference(
         control="the same answers behind contexts of other groups",
         provenance=Provenance.of("context_preference", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({f"{role}: {part}": score[part] for role, score in scores.items() for part in PARTS}),
-        measured="share of prompts; margin (nats, or units of the head)",
+        measured="share of prompts",
+        units={PARTS[2]: "nats" if head is None else "units of the head"},
         heading="Preference in context",
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,8 @@ class EffectPanel(ProbeResult):
     """What follows from the table, in words; empty where nothing does."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers that are one for all prompts, by name."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Condition -> what its score is, where ``measured`` is not one for all."""
 
     title: ClassVar[str] = "Effect of tuning"
     unit: ClassVar[str] = "score"
@@ -68,9 +70,10 @@ class EffectPanel(ProbeResult):
         changes = self.table[self.table["model"] == CHANGE]
         shown = changes if len(changes) else self.table
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
+        unit = self.units.get(row["group"], self.measured)
         return (
             f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}] {self.measured}, control {row['control']:+.3g}, p = {row['p']:.2g}"
+            f"{row['high']:.3g}]{' ' * bool(unit)}{unit}, control {row['control']:+.3g}, p = {row['p']:.2g}"
             f"{self._nothing_right()}. Control: {self.control}"
         )
 
@@ -83,14 +86,24 @@ class EffectPanel(ProbeResult):
 
 
 def interval_of(
-    values: Float[np.ndarray, " prompt"], clusters: Int[np.ndarray, " prompt"] | None = None, seed: int = 0
+    values: Float[np.ndarray, " prompt"],
+    clusters: Int[np.ndarray, " prompt"] | None = None,
+    seed: int = 0,
+    *,
+    of: Literal["shares", "changes", "numbers"] = "shares",
 ) -> Interval:
-    """The mean with its interval: exact where shares, or changes of shares, all agree."""
+    """The mean with its interval: exact where shares, or changes of shares, all agree.
+
+    ``of``: what values of 0, 1 and -1 are. Changes of shares that are all 0 bound gains and losses alike.
+    """
     known = np.asarray(values, dtype=np.float64)
     if not len(known):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if of == "numbers":
+        return mean_interval(known, clusters=clusters, seed=seed)
     if np.isin(known, (0.0, 1.0)).all():
-        return share_interval(known, clusters=clusters, seed=seed)
+        share = share_interval(known, clusters=clusters, seed=seed)
+        return share._replace(low=-share.high) if of == "changes" and not known.any() else share
     interval = mean_interval(known, clusters=clusters, seed=seed)
     if not np.isin(known, (-1.0, 0.0, 1.0)).all():
         return interval
@@ -105,10 +118,15 @@ def scored_line(
     control: float | Float[np.ndarray, " prompt"],
     clusters: Int[np.ndarray, " prompt"],
     seed: int,
+    *,
+    of: Literal["shares", "changes", "numbers"] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt)."""
-    interval = interval_of(values, clusters, seed)
+    """A line of the table: the mean of ``values``, tested by signs against ``control`` (a number or one per prompt).
+
+    ``of``: see :func:`interval_of`; by default changes of shares where the model is a difference ("tuned - base").
+    """
+    interval = interval_of(values, clusters, seed, of=of or ("changes" if " - " in model else "shares"))
     beyond = np.asarray(values, np.float64) - control
     p = float(paired_permutation(cluster_means(beyond[:, None], clusters), seed=seed).p[0]) if len(beyond) else np.nan
     return {
@@ -140,7 +158,10 @@ def paired_lines(
     lines = [scored_line(condition, role, sides[role], controls[role], clusters, seed) for role in ("base", "tuned")]
     beyond = np.asarray(controls["tuned"]) - np.asarray(controls["base"])
     control = beyond if beyond.ndim else float(beyond)
-    return [*lines, scored_line(condition, CHANGE, sides["tuned"] - sides["base"], control, clusters, seed)]
+    shares = all(np.isin(sides[role], (0.0, 1.0)).all() for role in ("base", "tuned"))
+    changed = sides["tuned"] - sides["base"]
+    of: Literal["changes", "numbers"] = "changes" if shares else "numbers"
+    return [*lines, scored_line(condition, CHANGE, changed, control, clusters, seed, of=of)]
 
 
 def columns_by_role(values: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:

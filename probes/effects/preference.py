@@ -141,10 +141,10 @@ def movement_lines(logs: dict[str, dict[str, np.ndarray]], clusters: np.ndarray,
     margin = moved["chosen"] - moved["rejected"]
     displaced = ((moved["chosen"] < -1e-9) & (margin > 1e-9)).astype(float)
     return [
-        scored_line("chosen", CHANGE, moved["chosen"], moved["unrelated"], clusters, seed),
-        scored_line("rejected", CHANGE, moved["rejected"], moved["unrelated"], clusters, seed),
-        scored_line("margin", CHANGE, margin, 0.0, clusters, seed),
-        scored_line("displaced", CHANGE, displaced, 0.0, clusters, seed),
+        scored_line("chosen", CHANGE, moved["chosen"], moved["unrelated"], clusters, seed, of="numbers"),
+        scored_line("rejected", CHANGE, moved["rejected"], moved["unrelated"], clusters, seed, of="numbers"),
+        scored_line("margin", CHANGE, margin, 0.0, clusters, seed, of="numbers"),
+        scored_line("displaced", CHANGE, displaced, 0.0, clusters, seed, of="shares"),
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from probes.effects.answers import greedy_texts
-from probes.effects.panel import EffectPanel, paired_lines, table_of
+from probes.effects.panel import CHANGE, EffectPanel, paired_lines, table_of
 from probes.effects.rewriting import column_of
 from probes.replay import counted
 from probes.results import Provenance
@@ -86,14 +86,32 @@ def tool_errors(
             {role: float((own == kind).mean()) for role, own in control.items()}, rows.clusters, seed,
         )
     ]  # fmt: skip
+    table = table_of(lines)
     return EffectPanel(
-        table=table_of(lines),
+        table=table,
         control="replies judged by the call of another row",
         provenance=Provenance.of("tool_errors", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(kinds),
         measured="share of replies",
         heading="Mistakes in tool calls",
+        verdict=_said(table),
     )  # fmt: skip
+
+
+def _said(table: pd.DataFrame) -> str:
+    """Right calls before and after, beside the control, and the commonest mistake of each model."""
+    right = {line["model"]: line for line in table[table["group"] == "right"].to_dict("records")}
+    change, wrong = right[CHANGE], table[table["group"] != "right"]
+    worst = [
+        f"{role} {line['group']} {line['score']:.0%}"
+        for role in ("base", "tuned")
+        for line in wrong[wrong["model"] == role].nlargest(1, "score").to_dict("records")
+    ]
+    return (
+        f"right {right['base']['score']:.0%} to {right['tuned']['score']:.0%}, tuned - base {change['score']:+.0%} "
+        f"[{change['low']:.0%}, {change['high']:.0%}], control {change['control']:+.0%}; commonest mistake: "
+        f"{', '.join(worst)}"
+    )
 
 
 def read_call(written: Any, number: int) -> tuple[str, dict[str, Any]]:

@@ -145,7 +145,7 @@ class PathRun:
         if self.freeze_mlps:
             hooks += [self._supplied(Site("mlp_out", later), copies) for later in range(layer, self.model.n_layers)]
         self.passes += copies * (self.model.n_layers - layer) / self.model.n_layers / self.batch.input_ids.shape[1]
-        with self.model.hooked([*hooks, *readers]), layers_skipped(self.model, layer - 1):
+        with layers_skipped(self.model, layer - 1), self.model.hooked([*hooks, *readers]):
             logits = self.model.forward(self._ids.repeat_interleave(copies, 0), logits="last")
         assert logits is not None
         return logits[:, -1].unflatten(0, (-1, copies))

@@ -102,14 +102,26 @@ def representation_gap(  # noqa: PLR0913 (a public call)
         states = [recording[role][site][:].float().numpy() for site in recording.sites]
         arms[f"{role}, probe"] = nested_right(states, y, dealt, kind, ridge, seed)
         controls[f"{role}, probe"] = nested_right(states, wrong, dealt, kind, ridge, seed)
+    table = table_of(gap_lines(arms, controls, float(np.bincount(y).max() / len(y)), rows.clusters, seed))
     return EffectPanel(
-        table=table_of(gap_lines(arms, controls, float(np.bincount(y).max() / len(y)), rows.clusters, seed)),
+        table=table,
         control="probes on shuffled labels, examples with exchanged answers; else the share of the largest class",
         provenance=Provenance.of("representation_gap", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame(arms),
         measured="accuracy",
         heading="Representation and read-out",
+        verdict=_said(table),
     )  # fmt: skip
+
+
+def _said(table: pd.DataFrame) -> str:
+    """Every gap with its interval, beside its control."""
+    lines = [table[table["group"] == name].iloc[0] for name in GAPS]
+    return "; ".join(
+        f"{row['group']} ({' less '.join(GAPS[row['group']])}) {row['score']:+.2f} [{row['low']:.2f}, "
+        f"{row['high']:.2f}], control {row['control']:+.2f}"
+        for row in lines
+    )
 
 
 def nested_right(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -80,7 +80,8 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
     half of the prompts. The best route is chosen on one half and scored on the other, both ways. The control of a
     route is what it does to the base: a route that teaches the task raises the base as well.
 
-    Kept: the loss is below ``margin`` for sure. Displaced: it is not, and by the best route less than ``margin`` is
+    Undecided without more where the base scores no more than ``margin``: nothing can be lost then. Kept: the loss is
+    below ``margin`` for sure. Displaced: it is not, and by the best route less than ``margin`` is
     missing for sure; partly displaced: the route brings back some; lost: no route brings back anything that can be
     told from 0.
 
@@ -130,7 +131,7 @@ def erased_or_displaced(  # noqa: PLR0913 (a public call)
         values=columns_by_role(scores),
         measured=metric,
         heading="Erased or displaced",
-        verdict=_said(outcome, best, table.set_index("group")),
+        verdict=_said(outcome, best, table.set_index("group"), margin),
         outcome=outcome,
         best=best,
         states=states,
@@ -164,12 +165,14 @@ def erasure_lines(
     ]
     again = cross_fitted(scores, inside)
     raised = again["base"] - plain["base"]
+    right = all(np.isin(values, (0.0, 1.0)).all() for own in scores.values() for values in own.values())
+    of: Literal["changes", "numbers"] = "changes" if right else "numbers"
+    loss, back, rest = plain["base"] - plain["tuned"], again["tuned"] - plain["tuned"], plain["base"] - again["tuned"]
     return [
         *lines,
-        scored_line(LOSS, "base - tuned", plain["base"] - plain["tuned"], 0.0, clusters, seed),
-        {**scored_line(RECOVERED, "tuned", again["tuned"] - plain["tuned"], 0.0, clusters, seed),
-         "control": float(raised.mean())},
-        {**scored_line(REST, "base, plain - tuned, by route", plain["base"] - again["tuned"], 0.0, clusters, seed),
+        scored_line(LOSS, "base - tuned", loss, 0.0, clusters, seed, of=of),
+        {**scored_line(RECOVERED, "tuned", back, 0.0, clusters, seed, of=of), "control": float(raised.mean())},
+        {**scored_line(REST, "base, plain - tuned, by route", rest, 0.0, clusters, seed, of=of),
          "control": float((again["base"] - again["tuned"]).mean())},
     ]  # fmt: skip
 
@@ -177,6 +180,8 @@ def erasure_lines(
 def verdict_of(table: pd.DataFrame, margin: float) -> str:
     """kept, displaced, partly displaced, lost or undecided, from the three deciding lines."""
     loss, back, rest = (table.loc[name] for name in (LOSS, RECOVERED, REST))
+    if _nothing_to_lose(table, margin):
+        return "undecided"
     if loss["high"] < margin:
         return "kept"
     if loss["low"] <= 0:
@@ -186,8 +191,20 @@ def verdict_of(table: pd.DataFrame, margin: float) -> str:
     return "lost" if back["high"] < max(margin, loss["score"]) else "undecided"
 
 
-def _said(outcome: str, best: str, table: pd.DataFrame) -> str:
+def _nothing_to_lose(table: pd.DataFrame, margin: float) -> bool:
+    """Whether the base, asked plainly, scores no more than a loss that would not matter."""
+    return bool(((table.index == PLAIN) & (table["model"] == "base") & table["score"].between(0, margin)).any())
+
+
+def _said(outcome: str, best: str, table: pd.DataFrame, margin: float) -> str:
     loss, back, rest = (table.loc[name] for name in (LOSS, RECOVERED, REST))
+    if _nothing_to_lose(table, margin):
+        base = table[(table.index == PLAIN) & (table["model"] == "base")].iloc[0]
+        return (
+            f"{outcome}: the base scores {base['score']:.2f} [{base['low']:.2f}, {base['high']:.2f}] asked plainly, no "
+            f"more than the margin of {margin:g}, so there was nothing to lose: give questions that it answers, or "
+            "another metric"
+        )
     return (
         f"{outcome}: the tuned model lost {loss['score']:.2f} [{loss['low']:.2f}, {loss['high']:.2f}] asked plainly; "
         f"by another route (best: {best}) {back['score']:+.2f} [{back['low']:.2f}, {back['high']:.2f}] come back, "

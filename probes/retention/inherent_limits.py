@@ -55,7 +55,7 @@ class InherentLimits(ProbeResult):
             f"The tuned model's scores follow the base's few-shot ones over {len(self.table)} tasks: rho "
             f"{correlation['rho']:.2f} [{correlation['low']:.2f}, {correlation['high']:.2f}], p = "
             f"{correlation['p']:.2g} (base zero-shot {correlation['control']:.2f}); beyond the base's few-shot score: "
-            f"{', '.join(map(str, beyond)) or 'no task'}"
+            f"{', '.join(map(str, beyond)) or 'no task'}. Control: {self.control}"
         )
 
 

@@ -111,13 +111,14 @@ def phrasing_robustness(  # noqa: PLR0913 (a public call)
                 values |= {f"{role}, {name}": scores for name, scores in closed.items()}
             bar.advance()
     bar.finish()
-    lines = phrasing_lines(values, seed)
+    compared = table_of(phrasing_lines(values, seed))
     return EffectPanel(
-        table=table_of(lines),
+        table=compared,
         control="the distance between observed phrasings of one item; for the prefix, the drop without it; else 0",
         provenance=Provenance.of("phrasing_robustness", pair, rows, seed=seed, forward_passes=passes.forward),
         values=pd.DataFrame({name: pd.Series(value) for name, value in values.items()}),
-        measured=f"{metric}, or a distance relative to the state's length",
+        measured=metric,
+        units={name: "of the state's length" for name in compared["group"] if name.startswith("distance")},
         heading="Observed and unobserved phrasings",
         numbers=numbers,
     )  # fmt: skip

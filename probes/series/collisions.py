@@ -68,11 +68,17 @@ class AbilityCollisions(ProbeResult):
         worst = self.pairs.sort_values("cost", ascending=False, kind="stable").iloc[0]
         return (
             f"{len(gained)} gains and {len(lost)} losses beyond the control{f' ({named})' if named else ''}. Added up, "
-            f"{worst['first']} and {worst['second']} lose most against the better one ({worst['cost']:.2f}; entries "
-            f"shared: IoU {worst['iou']:.3f}, chance {worst['iou_chance']:.3f}). Overlap and cost over "
-            f"{len(self.pairs)} pairs: rank correlation {self.agreement['overlap and cost']:.2f}, "
-            f"p = {self.agreement['p of overlap and cost']:.2g}. Control: {self.control}."
+            f"{worst['first']!r} and {worst['second']!r} lose most against the better one ({worst['cost']:.2f}; "
+            f"entries shared: IoU {worst['iou']:.3f}, chance {worst['iou_chance']:.3f}). {self._agreed()}. Control: "
+            f"{self.control}."
         )
+
+    def _agreed(self) -> str:
+        rho = self.agreement["overlap and cost"]
+        if np.isnan(rho):
+            return f"Overlap and cost: no rank correlation from {len(self.pairs)} pair{'s' * (len(self.pairs) != 1)}"
+        p = self.agreement["p of overlap and cost"]
+        return f"Overlap and cost over {len(self.pairs)} pairs: rank correlation {rho:.2f}, p = {p:.2g}"
 
 
 @method(
@@ -188,7 +194,7 @@ class _Bench:
                 clusters = answers.task().clusters
                 assert clusters is not None
                 change, control = right[name][skill] - before[skill], shuffled[skill] - before[skill]
-                line = scored_line(skill, name, change, control, clusters, self.seed)
+                line = scored_line(skill, name, change, control, clusters, self.seed, of="changes")
                 lines.append({"module": line.pop("model"), **line, "right": float(right[name][skill].mean()),
                               "base": float(before[skill].mean())})  # fmt: skip
         return with_q(lines)

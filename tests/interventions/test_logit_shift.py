@@ -242,6 +242,9 @@ def test_a_file_names_the_models_and_holds_no_weights(tmp_path: Path) -> None:
     assert torch.equal(applied(big, one.with_models(tuned, base)), applied(big, recipe.interventions[0]))
     with pytest.raises(UserError, match="The tuned model small base has other weights than small tuned"):
         one.with_models(base, tuned)
+    bound = loaded.with_models_of([big, base, tuned])
+    assert torch.equal(applied(big, bound.interventions[0]), applied(big, recipe.interventions[0]))
+    assert loaded.with_models_of([big, base]) == loaded, "one is missing: it says so itself"
 
 
 def test_mistakes_are_told() -> None:

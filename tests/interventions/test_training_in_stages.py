@@ -199,8 +199,8 @@ def test_a_reward_head_follows_a_context_that_turns_the_preference_around() -> N
 
     pair = load_pair(tiny_model("llama"), tiny_model("llama", 0), tokenizer=tokenizer(), check=False)
     head = iv.train_reward_head(pair.base, rows, ridge=1e-3)
-    assert head.right is not None and head.right.low > 0.55, "words that it was not fitted on"
-    assert head.control is not None and abs(head.control - 0.5) < 0.25
+    assert head.held_out_right is not None and head.held_out_right.low > 0.55, "words that it was not fitted on"
+    assert head.random_preferences is not None and abs(head.random_preferences - 0.5) < 0.25
     with tempfile.TemporaryDirectory() as folder:
         file = head.save(Path(folder) / "head.safetensors")
         found = probes.context_preference(pair, rows, head=file)

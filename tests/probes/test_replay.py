@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as tf
 
 from probes.replay import LastToken, counted, frozen, layers_skipped, read_out
+from tests.mixed_families import mixed_model
 from tests.tiny import FAMILIES, tiny_model, token_batch, tokenizer
 from tests.workbench.engine.test_foreign import foreign_model
 from workbench.engine.hub import SiteHook
@@ -31,6 +33,29 @@ def test_the_lens_at_the_last_layer_is_the_model_itself(family: str) -> None:
         logits = model.forward(ids)
     assert torch.allclose(read_out(model, kept[0]), logits[:, -1], atol=1e-5)
     assert torch.equal(model.forward(ids), logits) and model.n_hooks == 0
+
+
+WORDS = {"vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2, "n_embd": 64, "n_layer": 3, "n_head": 4}
+STRANGE = {
+    "layers that return lists": lambda: tf.AutoModelForCausalLM.from_config(tf.OpenAIGPTConfig(**WORDS)),
+    "one key for all heads": lambda: tf.AutoModelForCausalLM.from_config(tf.GPTBigCodeConfig(**WORDS)),
+    "layers that return two values": lambda: mixed_model("bamba"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_the_lens_at_the_last_layer_of_a_strange_model_is_the_model_itself(kind: str) -> None:
+    torch.manual_seed(0)
+    model, ids = AdaptedModel(STRANGE[kind]().eval(), tokenizer(), role="model"), token_batch(2, 20)
+    kept: list[torch.Tensor] = []
+    last = Site("resid_post", model.n_layers - 1)
+    with model.hooked([SiteHook(last, lambda value, ctx: kept.append(value[:, -1].clone()))]):
+        logits = model.forward(ids)
+    assert len(kept) == 1 and torch.allclose(read_out(model, kept[0]), logits[:, -1], atol=1e-5)
+    direction = torch.randn(model.d_model)
+    with model.hooked([SiteHook(Site("resid_post", 1), lambda value, ctx: value + direction, edit=True)]):
+        moved = model.forward(ids)
+    assert not torch.allclose(moved, logits, atol=1e-3) and torch.equal(model.forward(ids), logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

@@ -79,7 +79,8 @@ def diff(  # noqa: PLR0913 (one parameter per option)
 
     check_paths(base=base, tuned=tuned, prompts=prompts)
     where = placement(workers, executor, engine_settings)
-    from tunescope.cli.diff_run import DiffRequest, compare, cost_of, read_files
+    from tunescope.cli.diff_files import cost_of, read_files
+    from tunescope.cli.diff_run import DiffRequest, compare
     from tunescope.cli.output import command_name, emit, progress_bar
 
     request = DiffRequest(

@@ -92,8 +92,7 @@ def _print_table(rows: list[dict[str, Any]], title: str | None, *, header: bool)
     without = left_out(columns, console.width) if header else []
     left = {name: cells for name, cells in columns.items() if name not in without}
     folded = texts_of(left) | set(list(left)[:1]) if header else set(left)  # the first stays, even folded
-    shown = RichTable(title=None if title is None else Text(plain(title)), show_header=header, box=box.SIMPLE)
-    shown.title_justify = "left"
+    shown = RichTable(show_header=header, box=box.SIMPLE)
     for name, cells in left.items():
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         shown.add_column(
@@ -101,7 +100,12 @@ def _print_table(rows: list[dict[str, Any]], title: str | None, *, header: bool)
         )
     for row in list(zip(*left.values(), strict=True))[1:]:
         shown.add_row(*map(Text, row))
-    console.print(shown if rows else Text(plain(title or "Nothing to show.")))
+    if title is not None:  # not the table's own, which would be as narrow as its columns
+        console.print(Text(plain(title)))
+    if rows:
+        console.print(shown)
+    elif title is None:
+        console.print(Text("Nothing to show."))
     if without:
         console.print(Text(f"Beside these, with --json: {', '.join(map(plain, without))}"))
 

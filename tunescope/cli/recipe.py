@@ -133,8 +133,9 @@ def certify_command(  # noqa: PLR0913 (one parameter per option)
     if target_kind(target, weights) == "vllm":
         placement(None, "vllm", engine_settings)  # refused here where it is not installed
     recipe, rows = load_recipe(file), Prompts.load(prompts)[:limit]
+    sides = load_sides(model, tuned, dtype=dtype)
     certificate = certify(
-        _last(load_sides(model, tuned, dtype=dtype)), recipe, target, rows, weights=weights,
+        _last(sides), recipe.with_models_of(sides.values()), target, rows, weights=weights,
         engine_settings=settings, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     emit({"recipe": str(file), "export": str(target), **certificate.to_dict(), "says": certificate.summary()}, as_json)

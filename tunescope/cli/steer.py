@@ -84,6 +84,7 @@ def steer(  # noqa: PLR0913 (one parameter per option)
     options = {"device": device, "dtype": dtype, **flags}
     sides = load_sides(model, tuned, **options, **(reading if tuned else {}))
     applied = with_other_models(applied, sides, {"tuned": shift_tuned, "base": shift_base}, **options)
+    applied = applied.with_models_of(sides.values())
     side = on if on in sides else next(iter(sides))
     applied.check(sides[side])
     texts: dict[str, Any] = {name: side.generate(rows, max_new_tokens=max_new_tokens) for name, side in sides.items()}

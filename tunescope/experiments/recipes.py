@@ -114,10 +114,11 @@ class RecipeBuilder:
     def _saved(self, file: str) -> iv.Recipe:
         from interventions.exchange.reading import load_recipe
 
-        return load_recipe(self._materials.path(file))
+        return load_recipe(self._materials.path(file)).with_models_of(self._pair.models.values())
 
     def _line(self, line: str | None) -> iv.Recipe:
-        return iv.recipe_from_text(line or "", self._materials.book())
+        recipe = iv.recipe_from_text(line or "", self._materials.book())
+        return recipe.with_models_of(self._pair.models.values())
 
     def _plainly(self, spec: Any, **tensors: Any) -> Any:
         """The class of interventions with the settings of the schema."""

@@ -10,7 +10,7 @@ from typing import Any
 from tunescope.experiments.inputs import PairSpec
 from tunescope.experiments.schema import Experiment
 from workbench.argument_checks import check_labels
-from workbench.errors import UserError
+from workbench.errors import UserError, unknown_name
 from workbench.files import closest_sibling
 from workbench.method_index import Entry
 from workbench.methods import Method
@@ -93,9 +93,18 @@ def check_prompts(method: Method, experiment: Experiment, limit: int | None = No
     step = experiment.steps[method.name]
     settings = {name: getattr(step, name) for name in type(step).model_fields}
     check_columns(method, rows, settings)
+    _check_named(method, rows, settings)
     if method.check is not None:
         method.check(rows, _said(method, experiment, settings))
     return rows
+
+
+def _check_named(method: Method, rows: Prompts, settings: Mapping[str, Any]) -> None:
+    known = sorted({name for row in rows for name in row.as_dict()})
+    for option in method.options:
+        value = settings.get(option.name)
+        if option.kind == "column" and isinstance(value, str) and value not in known:
+            raise unknown_name("column", value, known)
 
 
 def _said(method: Method, experiment: Experiment, settings: Mapping[str, Any]) -> dict[str, Any]:

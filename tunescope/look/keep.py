@@ -111,5 +111,5 @@ def _section(run: Run, look: Look, step: str) -> dict[str, Any]:
         if hasattr(result, "figure"):
             run.write_text(f"figures/{name}.json", result.figure().to_json())
             figures.append(name)
-    text = "\n\n".join(look.notes[step].sentences) or "Nothing was found."
+    text = "\n\n".join(look.notes[step].telling()) or "Nothing was found."
     return {"title": step, "text": text, "tables": tables, "figures": figures}

@@ -29,6 +29,10 @@ class StepNote:
     found: bool = False
     """Something beyond the control."""
 
+    def telling(self) -> tuple[str, ...]:
+        """The sentences, the one that says most first: a step goes from what is cheap to what is near an effect."""
+        return self.sentences[::-1]
+
     def with_sentence(self, sentence: str, *, found: bool) -> StepNote:
         """One more finding."""
         return replace(self, sentences=(*self.sentences, sentence), found=self.found or found)

@@ -54,6 +54,7 @@ class Shelf(Mapping[str, Recipe]):
         if text not in self._lines and re.fullmatch(r"[\w.-]+", text):
             raise unknown_name("recipe", text, self.names())
         recipe = load_recipe(text) if text in self._lines else recipe_from_text(text, self)
+        recipe = recipe.with_models_of(self._sides.values())
         self._check(recipe, text)
         return recipe
 
@@ -71,7 +72,7 @@ class Shelf(Mapping[str, Recipe]):
         stamp = (status.st_mtime_ns, status.st_size)
         known = self._known.get(name)
         if known is None or known.stamp != stamp:
-            recipe = load_recipe(files[name])
+            recipe = load_recipe(files[name]).with_models_of(self._sides.values())
             self._check(recipe, name)
             known = self._known[name] = _Read(stamp, recipe)
         return known.recipe

@@ -71,9 +71,16 @@ class ScopePanel(Result):
         """Applied rate against over-generalisation, recipe by recipe."""
         said = []
         for recipe, lines in self.table.groupby("recipe", sort=False):
-            shares = ", ".join(f"{row.scope} {row.estimate:.0%}" for row in lines.itertuples())
+            shares = ", ".join(
+                f"{row['scope']} {row['estimate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]{_beside(row['control'])}"
+                for row in lines.to_dict("records")
+            )
             said.append(f"{recipe}: {shares}")
         return f"Share whose behaviour changed ({self.changed}). {'; '.join(said)}"
+
+
+def _beside(control: float) -> str:
+    return "" if np.isnan(control) else f" (random recipes {control:.0%})"
 
 
 @method(

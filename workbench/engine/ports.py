@@ -33,26 +33,24 @@ class Port:
 
 
 def first(raw: Any) -> Any:
-    """The tensor of an output that may be a tuple."""
-    return raw[0] if isinstance(raw, tuple) else raw
+    """The tensor of an output that may be a tuple, or a list (OpenAI GPT)."""
+    return raw[0] if isinstance(raw, tuple | list) else raw
 
 
 def with_first(raw: Any, value: Any) -> Any:
     """``raw`` with its (first) tensor replaced."""
-    return (value, *raw[1:]) if isinstance(raw, tuple) else value
+    return (value, *raw[1:]) if isinstance(raw, tuple | list) else value
 
 
 def _plain(module: nn.Module, side: Side) -> Port:
     """The tensor itself, [batch, pos, feature] also where a family flattens tokens (OPT's MLP)."""
 
     def get(raw: Any, ctx: ForwardContext) -> Tensor:
-        value: Tensor = raw[0] if isinstance(raw, tuple) else raw
+        value: Tensor = first(raw)
         return value if value.ndim > 2 else value.unflatten(0, (ctx.batch, -1))
 
     def put(raw: Any, value: Tensor, _ctx: ForwardContext) -> Any:
-        if isinstance(raw, tuple):
-            return (value if raw[0].ndim > 2 else value.flatten(0, 1), *raw[1:])
-        return value if raw.ndim > 2 else value.flatten(0, 1)
+        return with_first(raw, value if first(raw).ndim > 2 else value.flatten(0, 1))
 
     return Port(module, side, get, put)
 

@@ -16,7 +16,7 @@ from workbench.engine.layered import laid
 from workbench.engine.logit_head import contiguous_head
 from workbench.engine.sites import Site, expand_sites, resolve_layers
 from workbench.engine.template_tokens import TemplateTokens
-from workbench.models.adapter_layers import acting_state
+from workbench.models.adapter_layers import acting_state, written_state
 from workbench.models.generation_settings import neutralised
 from workbench.models.token_rows import check_ids, check_tensor, embedding_rows
 from workbench.progress import listener
@@ -146,13 +146,15 @@ class AdaptedModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Hashes of weights, adapter and tokenizer; computed when first asked for, and again for other adapters.
+        """Hashes of weights, adapter and tokenizer; computed when first asked for, and again for other adapters and
+        for weights that were written to (trained, swapped in, merged).
 
         Inside a context it stays what it was before.
         """
         if self._identity is not None and self.hub.holdings:
             return self._identity[1]
-        state = acting_state(self.hf, base=self.role == "base")
+        base = self.role == "base"
+        state = acting_state(self.hf, base=base), written_state(self.hf, base=base)
         if self._identity is None or self._identity[0] != state:
             from workbench.models.identity import identify
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from workbench.typing import Tensor
+
+_ENTRIES = 32
+"""Entries of each weight that are looked at for whether it was written to."""
 
 
 def bare_module(module: nn.Module) -> nn.Module | None:
@@ -51,6 +56,39 @@ def acting_state(model: nn.Module, *, base: bool = False) -> tuple[Any, ...]:
     scalings = (getattr(layer, "scaling", None) for layer in layers)
     scaled = tuple(tuple(scaling.items()) if isinstance(scaling, dict) else () for scaling in scalings)
     return merged, tuple(tuple(layer.active_adapters) for layer in layers), scaled
+
+
+def written_state(model: Any, *, base: bool = False) -> tuple[Any, ...]:
+    """Something else once a weight was written to, or replaced, since; a few entries of each are read for it.
+
+    torch counts what is written to a tensor, and not what is written to its ``.data`` (PEFT's hotswap): that the
+    entries tell.
+
+    Args:
+        base: Only the weights under the adapters.
+    """
+    weights = [tensor for _, tensor in base_tensors(model)] if base else list(model.parameters())
+    weights = [weight for weight in weights if weight.device.type != "meta" and weight.numel()]
+    entries: dict[torch.device, list[Tensor]] = {}
+    for weight in weights:
+        entries.setdefault(weight.device, []).append(_some_entries(weight.detach()))
+    seen = tuple(hash(torch.cat(some).cpu().numpy().tobytes()) for some in entries.values())
+    return seen, tuple((_number(weight.data_ptr), _number(partial(getattr, weight, "_version"))) for weight in weights)
+
+
+def _some_entries(weight: Tensor) -> Tensor:
+    try:
+        flat = weight.reshape(-1) if weight.is_contiguous() else weight[..., 0].reshape(-1)
+        return flat[:: max(1, len(flat) // _ENTRIES)][:_ENTRIES].float()
+    except (RuntimeError, NotImplementedError, TypeError):  # a quantized tensor that cannot be taken apart
+        return torch.zeros(0, device=weight.device)
+
+
+def _number(read: Callable[[], int]) -> int:
+    try:
+        return read()
+    except RuntimeError:  # without storage of its own, or made in inference mode, where no writing is counted
+        return 0
 
 
 def own_scaling(layer: Any, adapter: str) -> float | None:

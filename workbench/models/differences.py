@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -208,13 +209,32 @@ def _about_rules(base: Any, tuned: Any) -> tuple[str, ...]:
         return ()
     rules = ("normalizer", "pre_tokenizer", "decoder")
     base_words, other = (getattr(words, "backend_tokenizer", None) for words in (base, tuned))
+    if base_words is None or other is None:
+        return ()
     different = [rule for rule in rules if repr(getattr(base_words, rule, None)) != repr(getattr(other, rule, None))]
-    if base_words is None or other is None or not different:
+    different += _other_cuts(base_words.to_str(), other.to_str())
+    if not different:
         return ()
     return (
         f"The tokenizers' rules differ ({', '.join(different)}): both models read what the tuned model's tokenizer "
         "writes.",
     )
+
+
+def _other_cuts(base: str, tuned: str) -> list[str]:
+    """What differs in how two tokenizers (as JSON) cut words that both know: merges, scores, flags of added tokens."""
+    if base == tuned:
+        return []
+    states = [json.loads(text) for text in (base, tuned)]
+    models = [dict(state["model"]) for state in states]
+    vocabularies = [model.pop("vocab", {}) for model in models]
+    found = [name for name in models[0] | models[1] if models[0].get(name) != models[1].get(name)]
+    if all(isinstance(vocabulary, list) for vocabulary in vocabularies):  # unigrams, each with its score
+        scores = [{token: score for token, score in vocabulary} for vocabulary in vocabularies]
+        found += ["scores"] * any(scores[0][token] != scores[1][token] for token in scores[0].keys() & scores[1].keys())
+    flags = [{token["content"]: token for token in state["added_tokens"]} for state in states]
+    added = flags[0].keys() & flags[1].keys()
+    return found + ["flags of added tokens"] * any(flags[0][token] != flags[1][token] for token in added)
 
 
 def _around_texts(tokenizer: Any) -> str:

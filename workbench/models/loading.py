@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import filecmp
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from workbench.errors import NotSupported, UserError, unknown_name
 from workbench.models import checkpoints, gguf_files
 from workbench.models.causal_only import check_causal
+from workbench.models.config_fit import fits_plainly
 from workbench.models.quiet import without_bars
 from workbench.models.sources import Kind, Source
 
@@ -29,6 +32,8 @@ WRONG_TYPES = (
 HOW_COMPUTED: Mapping[str, None] = {"_attn_implementation": None, "_experts_implementation": None}
 """Keys that a config.json may hold and that are left out as it is read: which of several ways to compute the same is
 taken, which two sides of a comparison must share and another machine may not have."""
+_OF_TOKENIZER = re.compile(r"(merges|vocab|.*token.*|chat_template.*)\.")
+"""Files that a tokenizer is read from."""
 _SMALL = 10_000_000
 """So many weights are made without asking: what they take is not worth a look at the shapes."""
 DeviceMap = str | Mapping[str, Any]
@@ -220,15 +225,21 @@ def _checked_load(source: Source, settings: dict[str, Any]) -> Any:
 
 def _auto_class(source: Source) -> Any:
     from transformers import AutoModelForCausalLM
-
-    from workbench.engine.from_config import class_for
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     own_code = bool(source.config.get("auto_map")) and source.trust_remote_code
-    return AutoModelForCausalLM if source.gguf is not None or own_code else class_for(read_config(source))
+    known = source.config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if source.gguf is not None or own_code or known:
+        return AutoModelForCausalLM
+    from workbench.engine.from_config import class_for
+
+    return class_for(read_config(source))
 
 
 def _check_size(source: Source, folder: Path, stored: Mapping[str, checkpoints.StoredTensor]) -> None:
     """Raises UserError where the config asks for far more weights than are stored, before memory fills."""
+    if fits_plainly(source.config, {name: tensor.shape for name, tensor in stored.items()}):
+        return
     held = sum(math.prod(tensor.shape) for tensor in stored.values())
     if sum(tensor.numel() for tensor in _wanted(source).values()) > max(4 * held, _SMALL):
         said = _other_shape(source, folder) or "its config.json asks for far more weights than its files hold."
@@ -285,6 +296,11 @@ def load_tokenizer(*sources: Source, tokenizer: Any = None) -> tuple[Any, tuple[
     notes: list[str] = []
     own = _given_tokenizer(tokenizer) if tokenizer is not None else _first_tokenizer(sources, notes)
     own.padding_side = "left"
+    if rate := getattr(getattr(getattr(own, "backend_tokenizer", None), "model", None), "dropout", None):
+        own.backend_tokenizer.model.dropout = None
+        notes.append(
+            f"The tokenizer drops merges at random (dropout {rate:g}), to train on: it reads without that here."
+        )
     if own.pad_token_id is None:
         stand_in = own.eos_token or own.unk_token or own.bos_token
         if stand_in is None:
@@ -331,19 +347,40 @@ def _tokenizer_folder(source: Source) -> Path | None:
     return source.local(weights=False)
 
 
-def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
-    from transformers import AutoTokenizer
+def same_tokenizer(one: Source, other: Source) -> bool:
+    """Whether two sources have one tokenizer: the same folder, or the same bytes in every file of it."""
+    folders = [_tokenizer_folder(source) for source in (one, other)]
+    if None in folders or one.gguf != other.gguf:
+        return False
+    if folders[0] == folders[1]:
+        return True
+    files = [
+        {path.name: path for path in folder.iterdir() if _OF_TOKENIZER.match(path.name)} for folder in folders if folder
+    ]
+    return files[0].keys() == files[1].keys() and all(
+        filecmp.cmp(files[0][name], files[1][name], shallow=False) for name in files[0]
+    )
 
-    file = folder / reading.get("gguf_file", "tokenizer.json")
+
+def _check_read(folder: Path, file: Path, reading: Mapping[str, Any]) -> None:
+    """Names what is wrong with the files of a tokenizer that no loader could read."""
     if file.name == "tokenizer.json" and file.is_file():
         checkpoints.read_json(file)
     if (folder / "config.json").is_file():
         _config_in(folder, reading, str(folder))  # what the tokenizer's class is chosen by
+
+
+def _read_tokenizer(folder: Path, reading: Mapping[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    file = folder / reading.get("gguf_file", "tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
     except (ValueError, OSError, ImportError, KeyError, TypeError, RecursionError, StrictDataclassError) as error:
+        _check_read(folder, file, reading)
         raise NotSupported(f"The tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     except Exception as error:
+        _check_read(folder, file, reading)
         if type(error) is not Exception or not file.is_file():
             raise
         # the parser of the tokenizers package, which is Rust, raises Exception itself

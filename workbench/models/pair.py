@@ -20,7 +20,14 @@ from workbench.models.attachments.attachment import Attachment, Switch
 from workbench.models.attachments.stored import attached_identity, attachment_of, attachment_source
 from workbench.models.differences import Differences, compare
 from workbench.models.identity import ModelIdentity, identify
-from workbench.models.loading import brings_tokenizer, load_model, load_tokenizer, quantization, read_config
+from workbench.models.loading import (
+    brings_tokenizer,
+    load_model,
+    load_tokenizer,
+    quantization,
+    read_config,
+    same_tokenizer,
+)
 from workbench.models.origin import Origin, origin_of
 from workbench.models.quantized import leave_unpackable
 from workbench.models.sources import Kind, Source, describe
@@ -274,7 +281,7 @@ class _Reading:
 
 def _assemble(base: Source, tuned: Source, parts: _Parts, reading: _Reading) -> ModelPair:
     words, notes = _words(tuned, base, tokenizer=reading.tokenizer)
-    own_words = words if reading.tokenizer is not None else _own_tokenizer(base, words)
+    own_words = words if reading.tokenizer is not None else _own_tokenizer(base, tuned, words)
     base_words = words if parts.adapter is not None or parts.attachment is not None else own_words
     bare = [part.get_base_model() if part is parts.adapter else part for part in (parts.base, parts.tuned)]
     notes += _about_rows(words, *map(embedding_rows, bare)) + _about_attention(base, tuned) + _about_shards(base, tuned)
@@ -361,9 +368,11 @@ def _about_attention(base: Source, tuned: Source) -> tuple[str, ...]:
     )
 
 
-def _own_tokenizer(base: Source, fallback: Any) -> Any:
-    """The base's own tokenizer, to be compared with the tuned model's; ``fallback`` where it has none."""
-    return load_tokenizer(base)[0] if brings_tokenizer(base) else fallback
+def _own_tokenizer(base: Source, tuned: Source, words: Any) -> Any:
+    """The base's own tokenizer, to be compared with the tuned model's; ``words``, the pair's, where it is the same."""
+    if not brings_tokenizer(base) or not brings_tokenizer(tuned) or same_tokenizer(base, tuned):
+        return words
+    return load_tokenizer(base)[0]
 
 
 def _identifier(

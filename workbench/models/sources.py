@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -157,10 +158,14 @@ def _describe_folder(folder: Path, subfolder: str, flags: dict[str, Any]) -> Sou
 def _check_entries(folder: Path) -> None:
     """Loaders open whatever bears the right name: a pipe or a device has no end, and a settings file is read whole."""
     for entry in folder.iterdir():
-        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+        try:
+            state = entry.stat()
+        except OSError:  # a link to nowhere
+            continue
+        if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
             raise UserError(f"{entry} is no regular file (a pipe, a socket or a device): take it out of the folder.")
-        if _SETTINGS.search(entry.name) and entry.is_file() and entry.stat().st_size > MOST_TEXT:
-            raise UserError(f"{entry} holds {entry.stat().st_size:,} bytes, of {MOST_TEXT:,} at most: it is damaged.")
+        if state.st_size > MOST_TEXT and _SETTINGS.search(entry.name):
+            raise UserError(f"{entry} holds {state.st_size:,} bytes, of {MOST_TEXT:,} at most: it is damaged.")
 
 
 def _describe_gguf(file: Path, flags: dict[str, Any], *, name: str = "", revision: str | None = None) -> Source:

@@ -140,6 +140,9 @@ def test_that_no_answer_is_right_is_said() -> None:
 def test_intervals_of_shares_and_changes_that_agree_are_exact() -> None:
     ones = interval_of(np.ones(20))
     assert ones.estimate == 1 and 0.8 < ones.low < 0.95
+    none = interval_of(np.zeros(20)), interval_of(np.zeros(20), of="changes")
+    assert none[0].low == 0 < none[0].high < 0.2 and none[1].low == -none[1].high == -none[0].high
+    assert interval_of(np.zeros(20), of="numbers")[:3] == (0, 0, 0)
     gained = interval_of(np.ones(20) * -1)
     assert gained.estimate == -1 and -0.95 < gained.high < -0.7
 

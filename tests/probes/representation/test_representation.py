@@ -297,6 +297,7 @@ def test_representation_gap_of_a_pair() -> None:
     assert found.line("added by tuning to the states")["score"] == 0
     zero = found.table.set_index("group")["score"]
     assert zero["base, zero-shot"] == zero["tuned, zero-shot"]
+    assert "read-out gap (base, probe less base, in context) " in found.summary()
 
 
 def test_a_tune_that_moves_as_examples_do_has_cosine_one() -> None:

@@ -100,7 +100,7 @@ NULLS: dict[str, Any] = {
     "many_shot_curve": lambda pair: probes.many_shot_curve(pair, rows_of(6), shots=[0, 2], metric="prob"),
     "soft_prompt_split": lambda pair: probes.soft_prompt_split(pair, rows_of(8), tokens=1, epochs=1, metric="prob"),
     "erased_or_displaced": lambda pair: probes.erased_or_displaced(
-        pair, rows_of(12), shots=1, codes=["rot13"], metric="prob", margin=0.5
+        pair, rows_of(12), shots=1, codes=["rot13"], metric="prob", margin=1e-6
     ),
     "format_spread": lambda pair: probes.format_spread(pair, rows_of(8), formats=3, budget=12, batch=2, metric="prob"),
     "phrasing_robustness": lambda pair: probes.phrasing_robustness(pair, PHRASES, metric="prob"),
@@ -169,6 +169,12 @@ def test_verdicts_of_planted_scores(plain: float, by_route: float, outcome: str)
     table = table_of(erasure_lines(scores, inside, np.arange(n), 0)).set_index("group")
     assert verdict_of(table, 0.1) == outcome
     assert (cross_fitted(scores, inside)["tuned"] == np.maximum(route, 0)).all()
+
+
+def test_a_base_that_knew_nothing_has_lost_nothing_and_kept_nothing() -> None:
+    scores = {role: {"plain": np.zeros(40), "examples": np.zeros(40)} for role in ("base", "tuned")}
+    table = table_of(erasure_lines(scores, np.arange(40) % 4 < 2, np.arange(40), 0)).set_index("group")
+    assert verdict_of(table, 0.1) == "undecided"
 
 
 def test_the_bandit_finds_the_planted_formats() -> None:

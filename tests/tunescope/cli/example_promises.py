@@ -69,6 +69,7 @@ def _localized(done: Done) -> None:
     table = run.read_table("table")
     found: Any = ProbeResult.load(run.file("result.safetensors"))
     assert len(table) == len(found.frame()) > 0 and f"localize {run.manifest.kind}" in done.line
+    assert found.control.strip(), "what it is held against, in words"
     assert json.loads(run.file("figures/figure.json").read_text())["data"]
 
 

@@ -111,6 +111,16 @@ def test_a_recipe_may_be_a_line_of_the_books_names(home: Path, tmp_path: Path, m
     assert {row["estimate"] for row in halved["rows"] if row["model"] == "0.25*fox"} != set(own.values())
 
 
+def test_a_shift_by_the_pairs_own_models_finds_them(home: Path, tmp_path: Path) -> None:
+    """The tuned model shifted back by what tuning added says what the base says."""
+    pair = load_pair(str(home / "base"), str(home / "tuned"), dtype="float32")
+    iv.Recipe([iv.LogitShift(pair.tuned, pair.base, -1.0)]).save(tmp_path / "back.safetensors")
+    asked = ["--recipe", tmp_path / "back.safetensors", "--metrics", "kl", "--max-new-tokens", 2]
+    rows = said(home, *asked, "--out", tmp_path / "run")["rows"]
+    kl = {row["model"]: row["estimate"] for row in rows if row["metric"] == "kl"}
+    assert kl["tuned"] > 100 * abs(kl["back"])
+
+
 def test_a_run_is_whole_and_a_report_shows_it(home: Path, tmp_path: Path) -> None:
     place = tmp_path / "run"
     done = run(home, "--samples", 1, "--max-new-tokens", 3, "--split", "sure", "--out", place)

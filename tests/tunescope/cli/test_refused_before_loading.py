@@ -55,6 +55,7 @@ CASES = {
     f"{RETRAIN} --influence x --drop 10": "10 of 10 rows cannot be left out",
     "localize probe-suite base merged --prompts rows.jsonl": "All 10 rows have the label 'a'",
     "localize probe-suite base merged --prompts few.jsonl": "The class 'b' has 1 row and a probe needs 4",
+    "localize attribute-suite base merged --prompts rows.jsonl --things knd": "Did you mean 'kind'",
     "localize concept-neurons base merged --prompts few.jsonl --concept c": "0 of 11 prompts are 'c'",
 }
 

@@ -39,6 +39,12 @@ def test_texts_are_folded_beside_whole_numbers(monkeypatch: Any, capsys: Any) ->
     assert len(lines) <= 2 + 4 + 1 and lines[-1] == "Beside these, with --json: e, f, g, h"
 
 
+def test_a_title_is_not_as_narrow_as_its_table(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("tunescope.cli.output._PIPE_WIDTH", 60)
+    emit(None, False, [{"n": 7}], title="runs/one: 7 of 7 rows go with the queries, no control")
+    assert capsys.readouterr().out.splitlines()[0] == "runs/one: 7 of 7 rows go with the queries, no control"
+
+
 @pytest.mark.parametrize("width", [1, 10, 30, 200])
 def test_the_first_column_stays_and_widths_are_counted_as_shown(width: int) -> None:
     columns = {"a": ["a", "漢字漢字漢字"], "b": ["b", "x"], "a very long name without end": ["n", "1"]}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from peft.utils.hotswap import hotswap_adapter
 
 import interventions as iv
 import probes
@@ -121,3 +123,25 @@ def test_merged_afterwards_is_one_sentence_and_another_identity() -> None:
     for call in (lambda: probes.weight_delta(pair), lambda: pair.base.forward(IDS), lambda: pair.tuned.forward(IDS)):
         with pytest.raises(UserError, match="merged into the base's weights"):
             call()
+
+
+def test_weights_that_are_written_to_are_another_model(tmp_path: Path) -> None:
+    """Trained, hot-swapped or written to in place after the pair was made: the provenance is of what computes."""
+    model = two_adapters()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["a"].weight.add_(1)
+    pair = pair_of(model)
+    seen = [pair.tuned.identity]
+    hotswap_adapter(model, str(tmp_path / "a"), "a")
+    seen.append(pair.tuned.identity)
+    assert seen[1].weights == seen[0].weights and seen[1].adapter != seen[0].adapter
+    with torch.no_grad():
+        model.base_model.model.model.layers[1].self_attn.q_proj.lora_A["a"].weight[0, 0] += 1
+    seen.append(pair.tuned.identity)
+    before = pair.base.identity
+    with torch.no_grad():
+        model.get_base_model().lm_head.weight[5, 5] += 1
+    seen.append(pair.tuned.identity)
+    assert len({identity.hash for identity in seen}) == 4 and pair.base.identity != before
+    assert pair.tuned.identity == pair_of(model).tuned.identity

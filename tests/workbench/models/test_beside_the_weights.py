@@ -228,3 +228,30 @@ def test_a_config_that_hands_over_tuples_runs(twins: tuple[Path, Path]) -> None:
     pair = load_pair(*twins)
     ids = torch.arange(8)[None]
     assert torch.equal(pair.tuned.forward(ids), pair.base.forward(ids))
+
+
+def retokenized(folder: Path, **model: Any) -> None:
+    """The folder's tokenizer with other settings of its model."""
+    words = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**words, "model": {**words["model"], **model}}))
+
+
+def test_merges_that_differ_are_told(twins: tuple[Path, Path]) -> None:
+    words = json.loads((twins[1] / "tokenizer.json").read_text())
+    retokenized(twins[1], merges=words["model"]["merges"][:10])
+    assert "The tokenizers' rules differ (merges)" in said_by(load_pair(*twins))
+
+
+def test_a_tokenizer_that_cuts_at_random_reads_the_same_each_time_and_says_so(twins: tuple[Path, Path]) -> None:
+    retokenized(twins[1], dropout=0.9)
+    pair, alone = load_pair(*twins), load_one(twins[0])
+    assert "drops merges at random (dropout 0.9)" in said_by(pair)
+    for model in (pair.base, pair.tuned):
+        assert torch.equal(model.encode(PROMPTS).input_ids, alone.encode(PROMPTS).input_ids)
+
+
+def test_flags_of_added_tokens_that_differ_are_told(twins: tuple[Path, Path]) -> None:
+    words = json.loads((twins[1] / "tokenizer.json").read_text())
+    words["added_tokens"][2]["lstrip"] = True
+    (twins[1] / "tokenizer.json").write_text(json.dumps(words))
+    assert "flags of added tokens" in said_by(load_pair(*twins))
