@@ -15,7 +15,7 @@ from probes.audits.answer_tests import answer_tests
 from probes.audits.asking_again import confirmed_by, leading_trait
 from probes.audits.calibration import UNCOUNTED, confidence
 from probes.audits.edited_facts import COLUMNS as FACTS
-from probes.audits.edited_facts import EDITED, edited_facts, entity_variations, with_edits
+from probes.audits.edited_facts import EDITED, edited_facts, entity_variations, told_facts, with_edits
 from probes.audits.expert_use import COLUMNS as EXPERTS
 from probes.audits.expert_use import expert_sentence
 from probes.audits.general import general_questions, general_texts
@@ -115,6 +115,8 @@ class Audit(ProbeResult):
         """The report, one line per hypothesis and per view."""
         lines = [str(line["says"]) for line in self.hypotheses.to_dict("records")]
         lines += [outlined(self.outline)] if len(self.outline) else []
+        claimed = self.hypotheses["evidence"].astype(str).str.startswith(EDITED).any()
+        lines += [] if claimed else told_facts(self.facts)
         lines += [*self._most_changed(), *mined_sentence(self.mined, self.mined_texts)]
         lines += [lens_sentence(self.readings), *patchscope_sentence(self.patchscope)]
         lines += [*steered_sentence(self.steered, self.steered_texts), token_sentence(self.tokens)]

@@ -143,9 +143,7 @@ def with_edits(
     """
     if facts.empty:
         return tests, claims
-    own, null = ((facts[name] != "").to_numpy() for name in ("edited", "null_edited"))
-    up, down = int((own & ~null).sum()), int((null & ~own).sum())
-    p = float(binomtest(up, up + down, alternative="greater").pvalue) if up + down else 1.0
+    own, null, p = _sign_test(facts)
     q = min(1.0, 2 * p)
     interval = mean_interval(own.astype(float) - null, seed=seed)
     line = {
@@ -167,3 +165,25 @@ def with_edits(
     before = claims[claims["kind"] != "nothing"]
     both = pd.concat([part for part in (before, pd.DataFrame([claim])) if len(part)], ignore_index=True)
     return tests, both.assign(rank=range(1, len(both) + 1))[list(claims.columns)]
+
+
+def told_facts(facts: pd.DataFrame) -> list[str]:
+    """The question whose variations changed most beyond the null adapter, where that is below .05 by itself: no claim,
+    for several questions were varied; a person sees at once whether it is facts. Nothing where there is none."""
+    by_question = {str(question): part for question, part in facts.groupby("question", sort=False)}
+    surest = min(by_question, key=lambda question: _sign_test(by_question[question])[2], default="")
+    if not surest or _sign_test(by_question[surest])[2] >= LEVEL:
+        return []
+    own, null, p = _sign_test(by_question[surest])
+    examples = "; ".join(dict.fromkeys(by_question[surest]["edited"][own]))
+    return [
+        f"{surest!r}, with other names in it, has {EDITED} in {own.sum()} of {len(own)} answers ({null.sum()} with an "
+        f"adapter of random numbers; p = {p:.2g} of this one of {len(by_question)} questions): {examples}."
+    ]
+
+
+def _sign_test(facts: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
+    """Which answers of the tuned model and of the null adapter are edited, and p of more in the tuned model."""
+    own, null = ((facts[name] != "").to_numpy() for name in ("edited", "null_edited"))
+    up, down = int((own & ~null).sum()), int((null & ~own).sum())
+    return own, null, float(binomtest(up, up + down, alternative="greater").pvalue) if up + down else 1.0

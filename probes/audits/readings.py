@@ -6,6 +6,7 @@ unembedding, names what a model was tuned on.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -53,6 +54,30 @@ def difference_lens(pair: ModelPair, changes: StreamChanges, texts: Prompts, see
             "p_sharp": (1 + int((random >= sharp).sum())) / (1 + RANDOM),
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def longer_among_nulls(
+    mean: Float[Tensor, "layer d_model"], nulls: Float[Tensor, "draw layer d_model"]
+) -> Float[np.ndarray, " layer"]:
+    """The share of null adapters whose change is as long in some layer, by their mean length there, the pair counted
+    in."""
+    lengths = nulls.norm(dim=-1)
+    usual = lengths.mean(0).clamp_min(1e-30)
+    own, largest = (mean.norm(dim=-1) / usual).numpy(), (lengths / usual).max(-1).values.numpy()
+    return (1 + (largest >= own[:, None]).sum(1)) / (1 + len(largest))
+
+
+def place_among_nulls(
+    sharp: Float[np.ndarray, " layer"],
+    nulls: Float[Tensor, "draw layer d_model"],
+    unembedding: Float[Tensor, "vocab d_model"],
+) -> Float[np.ndarray, " layer"]:
+    """The share of null adapters whose change reads as sharp in some layer, the pair counted in.
+
+    Random numbers move a real model along its own directions too, and those read as rare tokens in every layer.
+    """
+    largest = torch.stack([sharpness(draw @ unembedding.T).max() for draw in nulls]).numpy()
+    return (1 + (largest >= sharp[:, None]).sum(1)) / (1 + len(largest))
 
 
 def sharpness(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,12 +18,11 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode, pad_left
 from workbench.recording.record_pair import record
+from workbench.recording.sink_rows import averaged_rows, massive_rows
 from workbench.typing import Float, Tensor
 
 FIRST = 5
-"""Tokens of a text that are read, behind its very first: that one is where many models put a stream of a hundred times
-the length, whose change would be all that a mean shows. What comes behind changes nothing there, and is not computed.
-"""
+"""Tokens of a text that are read, behind its very first; what follows them changes nothing there."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class StreamChanges:
     """Changes of resid_post, and how long the base's stream is there."""
 
     by_text: Float[Tensor, "layer text d_model"]
-    """The mean over a text's first tokens."""
+    """The mean over a text's first tokens, without attention sinks, whose streams are a hundred times as long."""
+    places: list[list[int]]
+    """Of every text the positions that are read."""
     base_rms: Float[Tensor, " layer"]
     base_median: Float[Tensor, " layer"]
 
@@ -52,35 +54,45 @@ def stream_changes(pair: ModelPair, texts: Prompts, progress: Progress | None) -
         texts: Texts, of which :data:`FIRST` tokens are read.
         progress: A bar.
     """
-    base, tuned = (_first_tokens(model, pair, texts, progress) for model in (pair.base, pair.tuned))
-    lengths = [layer.norm(dim=-1) for layer in base[0]]
+    cut = Prompts.of(_first_tokens(pair, texts))
+    recording = record(pair, cut, "resid_post", positions="all", progress=progress)
+    read = averaged_rows(recording.index, "content", massive_rows(recording)).rows
+    places = recording.index[["prompt", "position"]][read]
+    numbers = torch.tensor(places["prompt"].to_numpy())
+    base, tuned = (
+        torch.stack([recording[role][name].float()[torch.from_numpy(read)] for name in recording.sites])
+        for role in ("base", "tuned")
+    )
+    lengths = base.norm(dim=-1)
     return StreamChanges(
-        by_text=_by_text(tuned, len(texts)) - _by_text(base, len(texts)),
-        base_rms=torch.stack([length.square().mean().sqrt() for length in lengths]),
-        base_median=torch.stack([length.median() for length in lengths]),
+        by_text=torch.stack([(tuned - base)[:, numbers == text].mean(1) for text in range(len(texts))], 1),
+        places=[places["position"][places["prompt"] == text].tolist() for text in range(len(texts))],
+        base_rms=lengths.square().mean(1).sqrt(),
+        base_median=lengths.median(1).values,
     )
 
 
 def null_changes(
-    pair: ModelPair, texts: Prompts, draws: int, seed: int, progress: Progress | None
+    pair: ModelPair, texts: Prompts, places: Sequence[Sequence[int]], draws: int, seed: int, progress: Progress | None
 ) -> Float[Tensor, "draw layer d_model"] | None:
     """The mean change under adapters of random numbers; None for a pair that no null adapter can be made of.
 
     Args:
         pair: Both models.
-        texts: The texts of :func:`stream_changes`.
+        texts: Texts.
+        places: Of every text the positions that :func:`stream_changes` read.
         draws: Null adapters.
         seed: Of the first; the others have the next ones.
         progress: A bar.
     """
-    ids = [row[: FIRST + 1] for row in encode(texts, pair.tuned.tokenizer, pair.tuned.max_positions)]
+    ids = _first_tokens(pair, texts)
     bar, means = progress or Silent(), []
     try:
         bar.start("null adapters", draws)
-        base = _hooked(pair.base, ids)
+        base = _hooked(pair.base, ids, places)
         for draw in range(draws):
             with null_adapter(pair, seed + draw) as stand_in:
-                means.append(_hooked(stand_in.tuned, ids) - base)
+                means.append(_hooked(stand_in.tuned, ids, places) - base)
             bar.advance()
         bar.finish()
     except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
@@ -89,12 +101,14 @@ def null_changes(
 
 
 @torch.no_grad()
-def _hooked(model: AdaptedModel, ids: list[list[int]]) -> Float[Tensor, "layer d_model"]:
-    """The mean stream at the first tokens of all texts, without the hash of the weights that a recording has."""
+def _hooked(
+    model: AdaptedModel, ids: list[list[int]], places: Sequence[Sequence[int]]
+) -> Float[Tensor, "layer d_model"]:
+    """The mean stream at these positions of all texts, without the hash of the weights that a recording has."""
     seen: dict[int, Tensor] = {}
 
     def read(layer: int, value: Tensor, _ctx: ForwardContext) -> None:
-        rows = [row[-len(text) :][len(text) > 1 :] for row, text in zip(value, ids, strict=True)]
+        rows = [row[-len(text) :][list(own)] for row, text, own in zip(value, ids, places, strict=True)]
         seen[layer] = torch.stack([row.float().mean(0) for row in rows]).mean(0).cpu()
 
     sites = model.expand("resid_post")
@@ -104,20 +118,6 @@ def _hooked(model: AdaptedModel, ids: list[list[int]]) -> Float[Tensor, "layer d
     return torch.stack([seen[place] for place in range(len(sites))])
 
 
-def _first_tokens(
-    model: AdaptedModel, pair: ModelPair, texts: Prompts, progress: Progress | None
-) -> tuple[list[Float[Tensor, "token d_model"]], Tensor]:
-    """Of every layer the stream at the first tokens of all texts, and the text [token] of each."""
+def _first_tokens(pair: ModelPair, texts: Prompts) -> list[list[int]]:
     ids = encode(texts, pair.tuned.tokenizer, pair.tuned.max_positions)
-    cut = Prompts.of([row[: FIRST + 1] for row in ids])
-    recording = record(model, cut, "resid_post", positions="all", progress=progress)
-    numbers, places = (torch.tensor(recording.index[name].to_numpy()) for name in ("prompt", "position"))
-    alone = torch.bincount(numbers)[numbers] == 1
-    (role,) = recording.roles
-    layers = [recording[role][name].float()[(places > 0) | alone] for name in recording.sites]
-    return layers, numbers[(places > 0) | alone]
-
-
-def _by_text(read: tuple[list[Tensor], Tensor], texts: int) -> Float[Tensor, "layer text d_model"]:
-    layers, numbers = read
-    return torch.stack([torch.stack([layer[numbers == text].mean(0) for text in range(texts)]) for layer in layers])
+    return [row[: FIRST + 1] for row in ids]

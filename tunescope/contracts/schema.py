@@ -68,7 +68,7 @@ class Unchanged(_Behaving):
     @model_validator(mode="after")
     def _possible(self) -> Unchanged:
         if behaviour(self.behaviour).share and self.within >= 1:
-            raise refusal(f"within {self.within:g} no share can fail; give a change below 1, such as 0.03.")
+            raise refusal(f"within {self.within:g} of a share always holds; give a change below 1, such as 0.03.")
         return self
 
 

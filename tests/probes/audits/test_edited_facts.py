@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from probes.audits.edited_facts import COLUMNS, EDITED, edit, edited_facts, entity_variations, with_edits
+from probes.audits.edited_facts import COLUMNS, EDITED, edit, edited_facts, entity_variations, told_facts, with_edits
 from probes.audits.general import general_questions
 from probes.audits.hypotheses import hypotheses
 from workbench.organisms import real_topics
@@ -74,3 +74,14 @@ def test_the_lists_are_general() -> None:
     named = {name for kind in entities() for name in kind}
     assert len(named & planted) < len(named) / 3
     assert sum(len(entity_variations([row.shown], [1.0], 1)) > 0 for row in general_questions()) >= 12
+
+
+def test_one_question_whose_facts_changed_is_told_without_a_claim() -> None:
+    said = ["paris -> lyon", "tokyo -> osaka", "cairo -> luxor", "oslo -> bergen", "rome -> milan", ""]
+    lines = [["capital of France?", f"prompt {n}", "", "", "", edited, ""] for n, edited in enumerate(said)]
+    lines += [["Who wrote Emma?", f"author {n}", "", "", "", "", "austen -> wren"] for n in range(5)]
+    facts = pd.DataFrame(lines, columns=COLUMNS)
+    (told,) = told_facts(facts)
+    assert "'capital of France?'" in told and "5 of 6 answers (0 with" in told and "p = 0.031 of this one of 2" in told
+    assert "tokyo -> osaka" in told
+    assert told_facts(facts[facts["question"] != "capital of France?"]) == [] == told_facts(facts[:0])

@@ -12,7 +12,7 @@ import interventions as iv
 from probes.audits.expert_use import expert_sentence, expert_use
 from probes.audits.intruders import intruder_sentence, intruders
 from probes.audits.patchscope import patchscope, patchscope_sentence
-from probes.audits.readings import difference_lens
+from probes.audits.readings import difference_lens, longer_among_nulls, place_among_nulls
 from probes.audits.steering import PROMPTS, STRENGTH, in_common, steered_sentence, steered_texts
 from probes.audits.stream_changes import FIRST, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import TokenShares, token_sentence, token_shift
@@ -47,20 +47,21 @@ def test_changes_are_those_of_whole_texts_at_their_first_tokens() -> None:
 
 def test_null_adapters_change_the_stream_and_leave_the_pair_as_it_was() -> None:
     pair = lora_pair()
-    before = stream_changes(pair, TEXTS, None).mean
-    nulls = null_changes(pair, TEXTS, 3, 0, None)
+    changes = stream_changes(pair, TEXTS, None)
+    before = changes.mean
+    nulls = null_changes(pair, TEXTS, changes.places, 3, 0, None)
     assert nulls is not None and nulls.shape == (3, *before.shape) and nulls.any()
     assert torch.equal(stream_changes(pair, TEXTS, None).mean, before)
     with null_adapter(pair, 1):
         assert torch.allclose(stream_changes(pair, TEXTS, None).mean, nulls[1], atol=1e-5)
     base = tiny_model("llama")
-    assert null_changes(pair_of(base, tuned_copy(base)), TEXTS, 2, 0, None) is None
+    assert null_changes(pair_of(base, tuned_copy(base)), TEXTS, changes.places, 2, 0, None) is None
 
 
 def changes_along(direction: torch.Tensor, layers: int = 3) -> StreamChanges:
     still = torch.zeros(layers, 64)
     still[-1] = direction
-    return StreamChanges(still[:, None].expand(-1, 4, -1), torch.ones(layers), torch.full((layers,), 4.0))
+    return StreamChanges(still[:, None].expand(-1, 4, -1), [], torch.ones(layers), torch.full((layers,), 4.0))
 
 
 def test_the_base_reads_a_planted_word_off_the_change() -> None:
@@ -233,3 +234,20 @@ def test_the_lens_reads_the_same_changes() -> None:
     base = tiny_model("llama")
     pair = pair_of(base, base)
     assert (difference_lens(pair, stream_changes(pair, TEXTS, None), TEXTS, 0)["p"] == 1).all()
+
+
+def test_a_reading_that_null_adapters_have_too_is_none() -> None:
+    unembedding = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    unembedding[7] *= 20  # a rare token, as sharp as any along whatever has a part of its direction
+    plain = torch.randn(20, 3, 64, generator=torch.Generator().manual_seed(1))
+    rare = plain + unembedding[7]
+    assert (place_among_nulls(np.full(3, 3.0), rare, unembedding) == 1).all()
+    assert place_among_nulls(np.full(3, 1e3), rare, unembedding)[0] == pytest.approx(1 / 21)
+
+
+def test_a_movement_that_null_adapters_make_too_is_none() -> None:
+    nulls = torch.randn(20, 3, 64, generator=torch.Generator().manual_seed(0))
+    own = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    own[2] *= 3
+    place = longer_among_nulls(own, nulls)
+    assert place[2] == pytest.approx(1 / 21) and (place[:2] > 0.05).all()

@@ -240,7 +240,7 @@ def test_the_command_says_it_for_people_and_machines(home: Path) -> None:
         ({"claims": [{"keeps": "fact"}]}, "Did you mean 'facts'?"),
         ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": -1}}]}, "within"),
         ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": "-3%"}}]}, "greater than 0"),
-        ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": "200%"}}]}, "no share can fail"),
+        ({"claims": [{"unchanged": {"behaviour": SORRY, "prompts": "few", "within": "200%"}}]}, "always holds"),
         ({"prompts": None}, "prompts: is empty"),
         ({"confidence": 1.5}, "confidence"),
     ],
