@@ -28,8 +28,8 @@ TARGET = 2.0
 RULES = {"uniform_soup": iv.uniform_soup, "model_stock": iv.model_stock}
 
 
-def fine_tunes(base: str, folder: Path, dtype: str) -> list[str]:
-    """The base and its noisy copies, saved; the first folder is the base."""
+def fine_tunes(base: str, folder: Path, dtype: str, words: str) -> list[str]:
+    """The base and its noisy copies, saved with the tokenizer of ``words``; the first folder is the base."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     made = []
@@ -41,8 +41,7 @@ def fine_tunes(base: str, folder: Path, dtype: str) -> list[str]:
                 parameter += 0.01 * parameter.std() * torch.randn(parameter.shape, generator=generator)
         made.append(str(folder / f"{seed}"))
         model.save_pretrained(made[-1])
-        if (Path(base) / "tokenizer.json").exists():
-            AutoTokenizer.from_pretrained(base).save_pretrained(made[-1])
+        AutoTokenizer.from_pretrained(words).save_pretrained(made[-1])
     return made
 
 
@@ -68,8 +67,8 @@ def main(base: str, dtype: str) -> None:
         place = Path(held)
         for name in ("tiny", "models", "small"):
             (place / name).mkdir()
-        small = fine_tunes(tiny(place / "tiny")[0], place / "small", dtype)
-        folders = fine_tunes(base, place / "models", dtype)
+        small = fine_tunes(tiny(place / "tiny")[0], place / "small", dtype, base)
+        folders = fine_tunes(base, place / "models", dtype, base)
         model = sum(file.stat().st_size for file in Path(folders[0]).glob("*.safetensors")) / 1e6
         taken = {
             rule: in_fresh_process("benchmarks.merging", "beyond_libraries", rule=rule, folders=folders, small=small)
