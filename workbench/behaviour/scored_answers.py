@@ -51,30 +51,37 @@ class ScoredAnswers:
         """For people."""
         if not self.whole:
             return "answers are scored by their first token"
-        return "answers are scored whole (all tokens, teacher-forced): some begin with the same token"
+        return "answers are scored whole (all tokens, teacher-forced): some begin with the same token or a blank one"
 
 
 def scored_answers(subject: Subject, prompts: Prompts, mode: str, *, warn: bool = True) -> ScoredAnswers:
     """What is scored of every answer.
 
     ``"auto"`` scores whole answers where two different ones begin with the same token, or an answer and its distractor
-    do; ``"first"`` scores first tokens all the same, with an :class:`AnswersAgreeWarning`.
+    do, or one begins with blanks alone (the space of ``" 45"``); ``"first"`` scores first tokens all the same, with an
+    :class:`AnswersAgreeWarning`.
     """
     if mode not in MODES:
         raise unknown_name("way to score answers", mode, MODES)
     answers = continuations_of(prompts, subject, "answer")
     has_others = all(row.distractor for row in prompts)
     distractors = continuations_of(prompts, subject, "distractor") if has_others else None
-    agree = _agree(answers, distractors)
+    agree = _agree(answers, distractors) or _blank(answers, subject.model.tokenizer)
     if agree and mode == "first" and warn:
         text = subject.model.tokenizer.decode([agree[0]])
         warnings.warn(
-            f"Different answers begin with the same token {text!r}, so accuracy by first token cannot tell them apart: "
-            'score them whole (scored="whole").',
+            f"Answers begin with the same token or with blanks ({text!r}), so accuracy by first token cannot tell them "
+            'apart: score them whole (scored="whole").',
             AnswersAgreeWarning,
             stacklevel=2,
         )
     return ScoredAnswers(mode == "whole" or (mode == "auto" and bool(agree)), answers, distractors)
+
+
+def _blank(answers: Sequence[Sequence[int]], tokenizer: Any) -> list[int]:
+    """First tokens of longer answers that are blanks alone."""
+    firsts = {ids[0] for ids in answers if len(ids) > 1}
+    return [token for token in sorted(firsts) if tokenizer is not None and not tokenizer.decode([token]).strip()]
 
 
 def whole_scores(

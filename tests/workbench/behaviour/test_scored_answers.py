@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,14 @@ def test_answers_that_begin_alike_are_scored_whole(pair: ModelPair) -> None:
     assert diff.value("tuned", "logit_diff") == pytest.approx(sum(expected) / 2, abs=1e-4)
     assert diff.value("tuned", "prob") < 0.01 and "scored whole" in str(diff)
     assert diff.scored["scored"].tolist()[0] == " |1|2" and (diff.scored["tokens"] == 3).all()
+
+
+def test_one_answer_for_all_whose_first_token_is_a_space_is_scored_whole(pair: ModelPair) -> None:
+    """Else every answer that the model does not know has the probability of a space."""
+    rows = [{"prompt": row["prompt"], "answer": ALIKE[0]["answer"]} for row in ALIKE]
+    diff = wb.behaviour_diff(pair, rows, metrics=["accuracy", "prob"])
+    expected = [np.exp(logprob(pair, row, row["answer"])) for row in rows]
+    assert diff.value("tuned", "prob") == pytest.approx(sum(expected) / 2, rel=1e-3) and "scored whole" in diff.how
 
 
 def test_answers_that_begin_apart_are_scored_by_their_first_token(pair: ModelPair) -> None:
