@@ -72,14 +72,15 @@ class ScopePanel(Result):
         said = []
         for recipe, lines in self.table.groupby("recipe", sort=False):
             shares = ", ".join(
-                f"{row['scope']} {row['estimate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]{_beside(row['control'])}"
+                f"{row['scope']} {row['estimate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]{_beside(row)}"
                 for row in lines.to_dict("records")
             )
             said.append(f"{recipe}: {shares}")
         return f"Share whose behaviour changed ({self.changed}). {'; '.join(said)}"
 
 
-def _beside(control: float) -> str:
+def _beside(row: dict[Any, Any]) -> str:
+    control = float(row.get("control", np.nan))  # no column where no recipe has random stand-ins
     return "" if np.isnan(control) else f" (random recipes {control:.0%})"
 
 
