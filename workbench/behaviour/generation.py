@@ -72,8 +72,8 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
     model = subject.model
     ids = encode(prompts, model.tokenizer, model.max_positions)
     _check_room(model, max(len(row) for row in ids), decoding.max_new_tokens)
-    is_plain = subject.recipe is None and subject.per_row is None and not decoding.samples
-    if is_plain and (known := current()) is not None:
+    is_plain = subject.recipe is None and subject.per_row is None and not model.hub.holdings
+    if is_plain and not decoding.samples and (known := current()) is not None:
         return _known_or_written(known, subject, prompts, ids, decoding, work)
     return _replies(subject, prompts, ids, decoding, work)
 
@@ -81,14 +81,15 @@ def generate_replies(subject: Subject, prompts: Prompts, decoding: Decoding, wor
 def _known_or_written(
     known: KnownReplies, subject: Subject, prompts: Prompts, ids: list[list[int]], decoding: Decoding, work: Work
 ) -> list[list[Reply]]:
-    model, limit = subject.model, decoding.max_new_tokens
+    model, limit = subject.model.identity.hash, decoding.max_new_tokens
     missing = [row for row, read in enumerate(ids) if known.of(model, read, limit) is None]
     if missing:
         written = _replies(subject, prompts[missing], [ids[row] for row in missing], decoding, work)
         for row, (reply,) in zip(missing, written, strict=True):
             known.add(model, ids[row], limit, (reply.ids, reply.ended))
     answers = [known.of(model, read, limit) or ((), False) for read in ids]
-    return [[Reply(new, model.tokenizer.decode(new, skip_special_tokens=True), ended)] for new, ended in answers]
+    words = subject.model.tokenizer
+    return [[Reply(new, words.decode(new, skip_special_tokens=True), ended)] for new, ended in answers]
 
 
 def _replies(

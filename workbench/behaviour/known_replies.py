@@ -11,21 +11,21 @@ Written = tuple[tuple[int, ...], bool]
 
 
 class KnownReplies:
-    """Model and prompt -> the longest greedy answer that was written, and to which limit."""
+    """Model, by the hash of its weights, and prompt -> the longest greedy answer that was written, and to which limit."""
 
     def __init__(self) -> None:
-        self._longest: dict[tuple[int, tuple[int, ...]], tuple[int, Written]] = {}
+        self._longest: dict[tuple[str, tuple[int, ...]], tuple[int, Written]] = {}
 
-    def add(self, model: object, prompt: Sequence[int], limit: int, written: Written) -> None:
+    def add(self, model: str, prompt: Sequence[int], limit: int, written: Written) -> None:
         """Keep an answer of at most ``limit`` tokens, unless a longer one is known."""
-        key = (id(model), tuple(prompt))
+        key = (model, tuple(prompt))
         if key not in self._longest or self._longest[key][0] < limit:
             self._longest[key] = (limit, written)
 
-    def of(self, model: object, prompt: Sequence[int], limit: int) -> Written | None:
+    def of(self, model: str, prompt: Sequence[int], limit: int) -> Written | None:
         """The answer of at most ``limit`` tokens: greedy search writes the beginning of the longer one; None where it
         is not known so far."""
-        limit_then, (ids, ended) = self._longest.get((id(model), tuple(prompt)), (0, ((), False)))
+        limit_then, (ids, ended) = self._longest.get((model, tuple(prompt)), (0, ((), False)))
         if limit_then < limit and not ended:
             return None
         return ids[:limit], ended and len(ids) <= limit
@@ -36,8 +36,8 @@ _KNOWN: ContextVar[KnownReplies | None] = ContextVar("known greedy replies", def
 
 @contextmanager
 def known_replies(replies: KnownReplies) -> Iterator[None]:
-    """Inside, greedy answers of models without a recipe are taken from ``replies`` where they stand there, and put
-    there where not. The models must stay as they are for as long as ``replies`` is used."""
+    """Inside, greedy answers of models that nothing is done to are taken from ``replies`` where they stand there, and
+    put there where not. A model whose weights were written to (a null adapter, a training) is another model."""
     token = _KNOWN.set(replies)
     try:
         yield

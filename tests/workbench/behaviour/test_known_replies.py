@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import interventions as iv
 from tests.tiny import tiny_model, tokenizer
@@ -56,6 +57,21 @@ def test_more_tokens_recipes_and_samples_are_written(model: AdaptedModel, monkey
     assert [len(ids) for ids in longer] == [4] * 4
     with pytest.raises(AssertionError, match="written anew"):  # the context is closed
         written(model, ROWS, 2)
+
+
+def test_a_model_that_was_changed_writes_its_own() -> None:
+    """Its weights written to, or a recipe's context open: nothing that is known is of it."""
+    hf = tiny_model("llama", 3)
+    own = load_pair(hf, hf, tokenizer=tokenizer(), check=False).tuned
+    push = iv.Recipe([iv.Offset(1, 30 * torch.randn(own.d_model, generator=torch.Generator().manual_seed(0)))])
+    with known_replies(KnownReplies()):
+        plain = written(own, ROWS, 6)
+        with push.applied(own):
+            assert written(own, ROWS, 6) != plain
+        assert written(own, ROWS, 6) == plain
+        with torch.no_grad():
+            own.hf.get_output_embeddings().weight.copy_(tiny_model("llama", 4).get_output_embeddings().weight)
+        assert written(own, ROWS, 6) != plain
 
 
 def _never(*_: object, **__: object) -> None:
