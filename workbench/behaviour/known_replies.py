@@ -11,7 +11,7 @@ Written = tuple[tuple[int, ...], bool]
 
 
 class KnownReplies:
-    """Model, by the hash of its weights, and prompt -> the longest greedy answer that was written, and to which limit."""
+    """Model (hash of its weights) and prompt -> the longest greedy answer that was written, and to which limit."""
 
     def __init__(self) -> None:
         self._longest: dict[tuple[str, tuple[int, ...]], tuple[int, Written]] = {}
