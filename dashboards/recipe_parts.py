@@ -49,7 +49,8 @@ class Saved:
         return recipe_name(self.path) + (f" ({', '.join(dict.fromkeys(self.kinds))})" if self.kinds else "")
 
     def python(self) -> str:
-        return f"iv.load_recipe({self.path!r})"
+        bound = ".with_models_of(pair.models.values())" if any(kind.startswith("Logit") for kind in self.kinds) else ""
+        return f"iv.load_recipe({self.path!r}){bound}"
 
     def made(self, pair: ModelPair) -> Recipe:
         import interventions as iv

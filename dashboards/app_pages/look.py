@@ -8,10 +8,11 @@ from textwrap import shorten
 import streamlit as st
 
 from dashboards import jobs, panels
+from dashboards.model_names import short
 from dashboards.selection import current, show_next
 from dashboards.steps import changed, keep, turn, where
 from dashboards.steps.running import LookRequest, begin, job_of, steps_before
-from dashboards.steps.subject import DETAILS, Subject, name_of, short, subject_of
+from dashboards.steps.subject import DETAILS, Subject, name_of, subject_of
 from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN, WHERE
 
 _DETAIL: dict[str, Callable[[Subject], None]] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from html import escape
-from pathlib import Path
 
 import pandas as pd
 
+from dashboards.model_names import short
 from dashboards.report.content import Content, Section
 from dashboards.report.figures import drawing_script, figure_html
 from workbench.glossary import meanings
@@ -70,18 +70,14 @@ def _title(content: Content) -> str:
     models = [_model(pair.get(role)) for role in ("base", "tuned")] if isinstance(pair, dict) else []
     if len(models) != 2 or not all(models):
         return content.name
-    names = [_last_parts(model, 1 if Path(model).is_absolute() or model[0] == "." else 2) for model in models]
-    return " and ".join(names if names[0] != names[1] else [_last_parts(model, 2) for model in models])
+    base, tuned = models
+    return f"{short(base)} and {short(tuned, base)}"
 
 
 def _model(model: object) -> str:
     """A model's path or hub id."""
     name = model.get("name") if isinstance(model, dict) else model
     return name.replace("\\", "/").rstrip("/") if isinstance(name, str) else ""
-
-
-def _last_parts(model: str, count: int) -> str:
-    return "/".join(model.split("/")[-count:])
 
 
 def _top(content: Content) -> str:

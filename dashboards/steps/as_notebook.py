@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dashboards.steps.subject import Subject, short
+from dashboards.model_names import short
+from dashboards.steps.subject import Subject
 from dashboards.steps.turn import parts_of
 from tunescope.look.notes import STEPS
 from workbench.runs.places import PROMPTS

@@ -66,15 +66,6 @@ def name_of(run: Run) -> str:
     return next((name for name, folder in known.items() if folder.resolve() == run.path.resolve()), run.name)
 
 
-def short(model: str, beside: str = "") -> str:
-    """The last part of a path or hub id; with the folder before it where it says nothing by itself (``.../tuned``) and
-    that is not also the folder of ``beside``."""
-    path = Path(model)
-    if path.name in ("base", "tuned", "adapter", "model") and path.parent.name and path.parent != Path(beside).parent:
-        return f"{path.parent.name}/{path.name}"
-    return path.name or model
-
-
 def _look(folder: Path) -> Run | None:
     try:
         run = runs.open(folder)

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from dashboards.model_names import short
 from dashboards.steps.changed import _shares_with, parted, readable
 from dashboards.steps.glance import layers_at_a_glance, measures_of, sentence_of
 from dashboards.steps.keep import scaled_model
 from dashboards.steps.place import effect_of, weights_of
-from dashboards.steps.subject import short
 from dashboards.steps.where import places_of
 from tests.dashboards.sample_runs import save_pair
 
