@@ -72,7 +72,8 @@ def patchscope(
             bar.advance()
     except NotSupported:  # an engine that replaces no activations
         return pd.DataFrame(columns=COLUMNS)
-    bar.finish()
+    finally:
+        bar.finish()
     largest = torch.stack(scores).numpy()  # [layer, row]
     own, null = largest[:, 0], largest[:, 1:]
     table = pd.DataFrame(tokens, columns=["tokens", "ranks"])
