@@ -44,7 +44,7 @@ from workbench.behaviour.subject import Subject, Work
 from workbench.errors import NotSupported, UserError
 from workbench.method_options import As
 from workbench.methods import method
-from workbench.models.null_adapters import null_adapter
+from workbench.models.null_adapters import NullRecipe
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
@@ -274,8 +274,7 @@ def _facts(
         return pd.DataFrame(columns=FACTS)
     decoding = Decoding(max_new_tokens)
     try:
-        with null_adapter(pair, seed) as stand_in:
-            null = written(Subject("null adapter", stand_in.tuned), rows, decoding, work)
+        null = written(Subject("null adapter", pair.tuned, NullRecipe(pair, seed)), rows, decoding, work)
     except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
         return pd.DataFrame(columns=FACTS)
     texts = [written(Subject(role, model), rows, decoding, work) for role, model in pair.models.items()] + [null]

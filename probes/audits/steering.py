@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 import torch
@@ -115,18 +116,19 @@ def _written(
 ) -> list[list[str]]:
     """The tuned model's texts [direction][prompt], those without a direction first."""
     n = len(rows)
-
-    def per_row(numbers: list[int]) -> iv.Recipe:
-        drawn = [number // n for number in numbers]  # 0: no direction
-        return iv.Recipe([
-            iv.Offset(layer, directions[which - 1], positions=Where(rows=tuple(number == which for number in drawn)))
-            for which in sorted(set(drawn) - {0})
-        ])  # fmt: skip
-
-    subject = Subject("steered", pair.tuned, per_row=per_row)
+    subject = Subject("steered", pair.tuned, per_row=partial(_along, layer, directions, n))
     every = Prompts([row for _ in range(len(directions) + 1) for row in rows])
     texts = [samples[0].text for samples in generate_replies(subject, every, Decoding(NEW_TOKENS), work)]
     return [texts[start : start + n] for start in range(0, len(texts), n)]
+
+
+def _along(layer: int, directions: Float[Tensor, "direction d_model"], n: int, rows: list[int]) -> iv.Recipe:
+    """Nothing for the first ``n`` rows of all, the first direction for the next ``n``, and so on."""
+    drawn = [row // n for row in rows]
+    return iv.Recipe([
+        iv.Offset(layer, directions[which - 1], positions=Where(rows=tuple(number == which for number in drawn)))
+        for which in sorted(set(drawn) - {0})
+    ])  # fmt: skip
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ from probes.audits.readings import TOP
 from probes.audits.words import content_words
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.errors import NotSupported, UserError
-from workbench.models.null_adapters import null_adapter
+from workbench.models.null_adapters import NullRecipe
 from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
@@ -50,8 +50,7 @@ def token_shares(pair: ModelPair, texts: Prompts, seed: int, work: Work) -> Toke
     """Read every text once by the base, the tuned model and a null adapter."""
     base, tuned = (_mean_probabilities(Subject(role, model), texts, work) for role, model in pair.models.items())
     try:
-        with null_adapter(pair, seed) as stand_in:
-            null = _mean_probabilities(Subject("null adapter", stand_in.tuned), texts, work)
+        null = _mean_probabilities(Subject("null adapter", pair.tuned, NullRecipe(pair, seed)), texts, work)
     except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
         null = None
     lengths = [len(row) for row in encode(texts, pair.tuned.tokenizer, pair.tuned.max_positions)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 
 from workbench.errors import NotSupported, UserError, unknown_name
+from workbench.models.adapted import AdaptedModel
 from workbench.models.adapter_layers import acting_adapters, adapter_layers
 from workbench.models.pair import ModelPair
 from workbench.models.weight_changes import Factors, bias_changes, factors_by_module
@@ -84,6 +86,18 @@ def null_adapter(pair: ModelPair, seed: int, kind: Null = "random") -> Iterator[
                 held_factors.down.copy_(held_factors.before[0])
                 held_factors.up.copy_(held_factors.before[1])
         tuned._identity, tuned._identify = identity
+
+
+@dataclass(frozen=True, eq=False)
+class NullRecipe:
+    """A null adapter as what is done to a pair's tuned model while it is measured, in whichever process measures it."""
+
+    pair: ModelPair
+    seed: int
+
+    def applied(self, _model: AdaptedModel) -> AbstractContextManager[ModelPair]:
+        """As :func:`null_adapter`; the model is the pair's tuned one."""
+        return null_adapter(self.pair, self.seed)
 
 
 def _held(lora: Factors | None) -> _Factors:
