@@ -1,4 +1,5 @@
-"""Memory, in fresh processes: statistics that do not grow with the prompts, adapter pairs that hold one copy."""
+"""Memory, in fresh processes: statistics that do not grow with the prompts, adapter pairs that hold one copy, and a
+store on disk that is written, summarised, read and reported in chunks."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ HERE = __name__
 
 
 def measure(*, quick: bool, threads: int) -> dict[str, Any]:
-    """Both measurements; ``quick`` takes fewer prompts and a smaller model."""
+    """All three measurements; ``quick`` takes fewer prompts and a smaller model."""
     few, many = (100, 1000) if quick else (100, 10_000)
     with tempfile.TemporaryDirectory() as folder:
         return {
             "statistics": statistics(few, many, threads),
             "adapter pair": adapter_pair(Path(folder), width=512 if quick else 1024),
+            "store on disk": store_on_disk(Path(folder), tokens=32_768 if quick else 1_048_576, threads=threads),
         }
 
 
@@ -76,6 +78,51 @@ def adapter_pair(folder: Path, width: int) -> dict[str, Any]:
         "ratio": round(two["resident"] / base_run["resident"], 4),
         "peak_while_loading_ratio": round(two["peak"] / base_run["peak"], 4),
     }
+
+
+def store_on_disk(folder: Path, tokens: int, threads: int) -> dict[str, Any]:
+    """Peak resident memory of ``tunescope record`` of 1,024 numbers a token, and of the report; 1,500 MB is the bar."""
+    from benchmarks.record_models import llama, pair_of
+
+    pair = pair_of(llama(layers=1, width=1024))
+    for role, model in pair.models.items():
+        model.hf.save_pretrained(folder / role)
+        model.tokenizer.save_pretrained(folder / role)
+    run = str(folder / "run")
+    recorded = in_fresh_process(HERE, "store", folder=str(folder), run=run, tokens=tokens, threads=threads)
+    reported = in_fresh_process(HERE, "read", run=run)
+    size = sum(file.stat().st_size for file in Path(run).rglob("*") if file.is_file()) / 1e6
+    return {
+        "rows": tokens,
+        "store_mb": round(size, 1),
+        **{key: round(mb, 1) for key, mb in (recorded | reported).items()},
+    }
+
+
+def store(folder: str, run: str, tokens: int, threads: int) -> dict[str, float]:
+    """In a fresh process: one site of both models to disk, with the summary of the run."""
+    from benchmarks.record_models import llama, prompts_for
+    from workbench.recording.job import record_run
+
+    torch.set_num_threads(threads)
+    texts = prompts_for(llama(layers=1, width=64), tokens // 128, length=128)
+    start = reset_peak()
+    base, tuned = Path(folder) / "base", Path(folder) / "tuned"
+    record_run(base, tuned, texts, sites=["resid_post"], positions="all", batch_size=8, out=run)
+    return {"start_mb": start, "record_peak_mb": peak()}
+
+
+def read(run: str) -> dict[str, float]:
+    """In a fresh process: the store checked and opened, its differences, and the report."""
+    from dashboards.report.write import write_report
+    from workbench.recording.job import difference_table
+    from workbench.recording.recording import Recording
+
+    start = reset_peak()
+    difference_table(Recording.load(Path(run) / "activations"))
+    opened = peak()
+    write_report(run)
+    return {"read_start_mb": start, "open_peak_mb": opened, "report_peak_mb": peak()}
 
 
 def load(folder: str, adapter: bool) -> dict[str, float]:

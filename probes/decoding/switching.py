@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -71,8 +72,8 @@ class EntropySwitching(ProbeResult):
     def summary(self) -> str:
         """Scores against shares."""
         said = "; ".join(
-            f"{row.share:.0%} of tokens by tuned: {row.score:.2g} [{row.low_score:.2g}, {row.high_score:.2g}] "
-            f"(random turns {row.control:.2g})"
+            f"{row.share:.0%} of tokens by tuned: {row.score:.2g} [{row.low_score:.2g}, {row.high_score:.2g}]"
+            + ("" if math.isnan(row.control) else f" (random turns {row.control:.2g})")
             for row in self.table.itertuples()
         )
         return f"{self.measured}: {said}; intervals over {self.resampled}; control: {self.control}"

@@ -70,6 +70,7 @@ def _localized(done: Done) -> None:
     found: Any = ProbeResult.load(run.file("result.safetensors"))
     assert len(table) == len(found.frame()) > 0 and f"localize {run.manifest.kind}" in done.line
     assert found.control.strip(), "what it is held against, in words"
+    assert not re.search(r"\bnan\b", found.summary()), "a number that there is not has no place in a sentence"
     assert json.loads(run.file("figures/figure.json").read_text())["data"]
 
 
