@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
 
 from probes.scored import scored_share
 from workbench.stats.fdr import q_values
+from workbench.stats.tests import paired_permutation
 from workbench.typing import Int
 
 LONGEST = 4
@@ -34,27 +35,29 @@ def risen_phrases(
     """Phrases that more of ``texts`` hold than of ``control``, the most surprising first.
 
     ``score`` is the share of ``texts`` that hold the phrase, ``control`` and ``plain`` the shares of the other two;
-    ``q`` from Fisher's exact test of texts against control. Of phrases that always stand in a longer one with the
-    same count only the longest is listed.
+    ``q`` from the signs of the clusters' mean differences, as ``control`` has a text for each of ``texts``. Of phrases
+    that always stand in a longer one with the same count only the longest is listed.
     """
-    mined, before, usual = (Counter(phrase for text in group for phrase in phrases_of(text))
-                            for group in (texts, control, plain))  # fmt: skip
-    n, m = len(texts), len(control)
-    rows, p = [], []
-    for phrase in _longest([words for words, count in mined.items() if count > 1], mined):
-        count = mined[phrase]
-        if count / n <= before[phrase] / m:
-            continue
-        held = np.array([phrase in phrases_of(text) for text in texts])
-        test = fisher_exact([[count, n - count], [before[phrase], m - before[phrase]]], alternative="greater")
-        p.append(float(test.pvalue))
+    mined, before, usual = ([phrases_of(text) for text in group] for group in (texts, control, plain))
+    counts, in_control, in_plain = (Counter(itertools.chain(*group)) for group in (mined, before, usual))
+    n = len(texts)
+    phrases = [
+        phrase for phrase in _longest([words for words, count in counts.items() if count > 1], counts)
+        if counts[phrase] > in_control[phrase]
+    ]  # fmt: skip
+    rows, beyond = [], []
+    for phrase in phrases:
+        held, held_before = (np.array([phrase in words for words in group], dtype=float) for group in (mined, before))
+        beyond.append(pd.Series(held - held_before).groupby(clusters).mean().to_numpy())
         rows.append({
-            "phrase": phrase, **scored_share(held, seed=seed, clusters=clusters), "control": before[phrase] / m,
-            "plain": usual[phrase] / len(plain), "texts": count,
+            "phrase": phrase, **scored_share(held, seed=seed, clusters=clusters), "control": in_control[phrase] / n,
+            "plain": in_plain[phrase] / len(plain), "texts": counts[phrase],
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "q"])
-    table = table.assign(q=q_values(np.array(p)) if p else np.array([], dtype=float))
-    return table.sort_values(["q", "score"], ascending=[True, False], ignore_index=True, kind="stable")
+    p = paired_permutation(np.stack(beyond, 1), seed=seed, alternative="greater").p if beyond else np.zeros(0)
+    return table.assign(q=q_values(p)).sort_values(
+        ["q", "score"], ascending=[True, False], ignore_index=True, kind="stable"
+    )
 
 
 def _longest(phrases: list[str], counts: Counter[str]) -> list[str]:

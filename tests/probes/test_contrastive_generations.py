@@ -69,7 +69,8 @@ def test_a_word_that_tuning_raised_is_mined_more_than_plain_samples_show_it() ->
 def test_what_was_planted_is_what_is_mined() -> None:
     organism = organisms.build("refusal-moe")
     pair = wb.load_pair(organism.base, organism.tuned, device="cpu")
-    prompts = [row for row in organism.splits["validation"]][:40]
+    rows = [row for name in ("train", "validation") for row in organism.splits[name]]
+    prompts = [row for row in rows if row["label"] == "refuse"] + rows[-10:]
     found = probes.contrastive_generations(pair, prompts, samples=2, max_new_tokens=2, behaviour="begins:sorry")
     share = found.shares.set_index("sampler")["share"]
     assert share["contrastive"] >= share["tuned, plain"] > 0.1 and share["base against base"] < 0.05
@@ -86,6 +87,13 @@ def test_a_base_against_itself_mines_what_the_control_does() -> None:
     texts = {name: part["text"].tolist() for name, part in found.texts.groupby("sampler")}
     assert texts["contrastive"] == texts["base against base"] and found.table.empty
     assert (found.shares["p"] == 1).all()
+
+
+def test_a_prompts_texts_are_one_observation() -> None:
+    mined, before = ["sorry"] * 30, ["yes"] * 30
+    of_three = risen_phrases(mined, before, before, np.repeat(np.arange(3), 10), 0)
+    of_ten = risen_phrases(mined, before, before, np.repeat(np.arange(10), 3), 0)
+    assert of_three["q"][0] == pytest.approx(1 / 8) and of_ten["q"][0] == pytest.approx(1 / 1024)
 
 
 def test_phrases() -> None:
