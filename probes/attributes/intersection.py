@@ -42,9 +42,9 @@ ROUNDS = 10
 class AttributeIntersection(ProbeResult):
     """How often texts satisfy several attributes at once.
 
-    ``table``: wanted (attributes joined by +), number, how (intersection, centres: the mean of the attributes' centres,
-    sum: of their offsets, plain); ``score``, the share of texts that satisfy all of them, with interval; ``control``,
-    the share under a random direction of the same norm; ``q`` of the difference.
+    ``table``: wanted (attributes joined by +), how (intersection, centres: the mean of the attributes' centres,
+    sum: of their offsets, plain), number; ``score``, the share of texts that satisfy all of them, with interval;
+    ``control``, the share under a random direction of the same norm; ``q`` of the difference.
     """
 
     interference: pd.DataFrame
@@ -261,7 +261,7 @@ def _line(
 ) -> dict[str, Any]:
     own, random = (hits[:, list(combination)].all(1).astype(float) for hits in both)
     line = beside_control(own, random, rows.clusters, seed=seed, share=True)
-    return {"wanted": wanted, "number": len(combination), "how": how, **line}
+    return {"wanted": wanted, "how": how, "number": len(combination), **line}
 
 
 def _interference(attributes: Sequence[str], singles: dict[int, np.ndarray], plain: np.ndarray) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from probes.edges.graph import Graph
 from probes.edges.scoring import EdgeScores, edge_scores, exact_scores
 from probes.patches.task import Task, check_lengths, make_task
 from probes.paths.groups import sides_of
+from probes.resampling import cluster_means
 from probes.results import ProbeResult, Provenance
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import Within
@@ -27,7 +28,7 @@ from workbench.prompts import Prompts
 from workbench.stats.bootstrap import mean_intervals
 from workbench.stats.fdr import q_values
 from workbench.stats.tests import paired_permutation
-from workbench.typing import Float
+from workbench.typing import Float, Int
 
 FOUND, BOOTSTRAPS = 100, 50
 """How many of the largest edges (a tenth of all at most) are sought again, in so many bootstraps of the prompts."""
@@ -38,10 +39,10 @@ class EdgeAttribution(ProbeResult):
     """Edges of one model, or of both.
 
     ``table``: ``module`` ("L0H1 -> L2H3.q"), ``layer`` (the receiver's), sender, receiver; ``score``: tuned - base (of
-    one model: its own), how much of the metric the edge carries, with its interval over prompts; ``control``: the same
-    with what the sender said on other prompts; ``base``, ``tuned``; ``present``: in which of them the edge carries at
-    least ``least`` of the largest gap with q <= .05 ("both", "base", "tuned", "-"); ``found_again``: the share of
-    bootstraps of the prompts in which it is among the largest (:data:`FOUND`).
+    one model: its own), how much of the metric the edge carries, with its interval over groups of prompts; ``control``:
+    the same with what the sender said on other prompts; ``base``, ``tuned``; ``present``: in which of them the edge
+    carries at least ``least`` of the largest gap with q <= .05 ("both", "base", "tuned", "-"); ``found_again``: the
+    share of bootstraps of the groups in which it is among the largest (:data:`FOUND`).
     """
 
     gaps: dict[str, float]
@@ -161,7 +162,8 @@ def edge_attribution(  # noqa: PLR0913 (a public call; all but two by keyword)
             "Answer minus distractor is the same on every prompt and its contrast, so there is nothing to trace: give "
             "contrasts that change the answer."
         )
-    table = _table(graphs, scored, least * size, kept, draws, seed)
+    clusters = next(iter(tasks.values())).prompts.clusters
+    table = _table(graphs, scored, clusters, least * size, kept, draws, seed)
     edges = int(next(iter(graphs.values())).possible.sum())
     lines = None if not curve else [
         curve_of(graphs[name], tasks[name], scored[name].mean, name, batch_size, controls, seed) for name in models
@@ -193,25 +195,27 @@ def _check(task: Task) -> None:
 
 
 def _table(
-    graphs: dict[str, Graph], scored: dict[str, EdgeScores], least: float, n_edges: int, draws: int, seed: int
-) -> pd.DataFrame:
-    """One row per edge; intervals and tests over prompts."""
+    graphs: dict[str, Graph], scored: dict[str, EdgeScores], clusters: Int[np.ndarray, " prompt"], least: float,
+    n_edges: int, draws: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """One row per edge; intervals and tests over groups of prompts."""
     graph = next(iter(graphs.values()))
     senders, receivers = np.nonzero(graph.possible)
     values = {name: scores.by_prompt[:, senders, receivers] for name, scores in scored.items()}
     top = np.argsort(-largest_of(values), kind="stable")[:n_edges]
     change = values["tuned"] - values["base"] if len(values) == 2 else next(iter(values.values()))
-    intervals = mean_intervals(change[:, top], draws=draws, seed=seed)
+    intervals = mean_intervals(change[:, top], clusters=clusters, draws=draws, seed=seed)
+    by_group = {name: cluster_means(value, clusters) for name, value in values.items()}
     control = next(iter(reversed(list(scored.values())))).control[senders, receivers][top]
-    present = _present(values, least, top, draws, seed)
+    present = _present(by_group, least, top, draws, seed)
     lines: dict[str, Any] = {
         "layer": [graph.receivers[receivers[place]].layer for place in top],
         "module": [f"{graph.senders[senders[at]].label} -> {graph.receivers[receivers[at]].label}" for at in top],
         "sender": [graph.senders[senders[place]].label for place in top],
         "receiver": [graph.receivers[receivers[place]].label for place in top],
         "score": intervals.estimate, "low": intervals.low, "high": intervals.high, "control": control,
-        "q": _q(change, draws, seed)[top], "present": present,
-        "found_again": found_again(values, seed)[top],
+        "q": _q(cluster_means(change, clusters), draws, seed)[top], "present": present,
+        "found_again": found_again(by_group, seed)[top],
         **{name: value.mean(0)[top] for name, value in values.items()},
     }  # fmt: skip
     return pd.DataFrame(lines)
@@ -222,29 +226,29 @@ def sought(edges: int) -> int:
     return max(1, min(FOUND, edges // 10))
 
 
-def largest_of(values: dict[str, Float[np.ndarray, "prompt edge"]]) -> Float[np.ndarray, " edge"]:
+def largest_of(values: dict[str, Float[np.ndarray, "group edge"]]) -> Float[np.ndarray, " edge"]:
     """The size of each edge's mean score, in the model where it is larger."""
     return np.asarray(np.max([np.abs(value.mean(0)) for value in values.values()], axis=0), dtype=float)
 
 
-def found_again(values: dict[str, Float[np.ndarray, "prompt edge"]], seed: int) -> Float[np.ndarray, " edge"]:
-    """Per edge, the share of bootstraps of the prompts in which it is among the largest (:func:`sought`).
+def found_again(values: dict[str, Float[np.ndarray, "group edge"]], seed: int) -> Float[np.ndarray, " edge"]:
+    """Per edge, the share of bootstraps of the groups of prompts in which it is among the largest (:func:`sought`).
 
     Example:
         ``found_again({"model": np.ones((8, 1))}, 0)`` is ``[1.]``: an edge alone is found again in every bootstrap.
     """
     draw = np.random.default_rng(seed)
-    prompts, edges = next(iter(values.values())).shape
+    groups, edges = next(iter(values.values())).shape
     count = sought(edges)
     hits = np.zeros(edges)
     for _ in range(BOOTSTRAPS):
-        drawn = draw.integers(prompts, size=prompts)
+        drawn = draw.integers(groups, size=groups)
         size = largest_of({name: value[drawn] for name, value in values.items()})
         hits[np.argpartition(-size, count - 1)[:count]] += 1
     return hits / BOOTSTRAPS
 
 
-def _q(values: Float[np.ndarray, "prompt edge"], draws: int, seed: int) -> np.ndarray:
+def _q(values: Float[np.ndarray, "group edge"], draws: int, seed: int) -> np.ndarray:
     return q_values(paired_permutation(values, draws=max(draws, 999), seed=seed).p)
 
 

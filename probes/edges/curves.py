@@ -18,17 +18,18 @@ from probes.edges.sending import EdgeRun, sent
 from probes.patches.task import Task
 from workbench.prompts.encode import Encoded, batches
 from workbench.stats.bootstrap import statistic_interval
-from workbench.typing import Float
+from workbench.typing import Float, Int
 
 
 @dataclass(frozen=True)
 class Curve:
-    """``metrics``: ranking -> [share, prompt], the metric of its circuits; ``empty`` and ``whole`` [prompt]."""
+    """``metrics``: ranking -> [share, group], the metric of its circuits, summed over the prompts of each group;
+    ``empty`` and ``whole`` [group]."""
 
     model: str
-    metrics: dict[str, Float[np.ndarray, "share prompt"]]
-    empty: Float[np.ndarray, " prompt"]
-    whole: Float[np.ndarray, " prompt"]
+    metrics: dict[str, Float[np.ndarray, "share group"]]
+    empty: Float[np.ndarray, " group"]
+    whole: Float[np.ndarray, " group"]
     edges: list[int]
 
     @property
@@ -37,7 +38,7 @@ class Curve:
         return bool((self.whole != self.empty).any())
 
     def f(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Faithfulness [draw, share] of metrics [share, prompt] under weights [draw, prompt]."""
+        """Faithfulness [draw, share] of metrics [share, group] under weights [draw, group]."""
         empty, whole = weights @ self.empty, weights @ self.whole
         return faithfulness(weights @ values.T, empty[:, None], whole[:, None])
 
@@ -54,7 +55,7 @@ class Curve:
 
 
 def areas_of(curve: Curve, seed: int, draws: int) -> pd.DataFrame:
-    """CPR and CMD of every ranking, with intervals over prompts; curves begin with the empty circuit, where f = 0."""
+    """CPR and CMD of each ranking, with intervals over groups of prompts; curves begin at the empty circuit, f = 0."""
     lines = []
     for method, values in curve.metrics.items():
         line: dict[str, Any] = {"model": curve.model, "method": method}
@@ -139,7 +140,14 @@ def _curve(
             for place, share in enumerate(SHARES):
                 leaders = leading(values, graph.possible, share)
                 metrics[method][place, members] = _number(metric, ends.run(clean, carried(leaders)))
-    return Curve(name, metrics, empty, whole, _sizes(graph))
+    groups = np.unique(task.prompts.clusters, return_inverse=True)[1]
+    sums = {method: _summed(values, groups) for method, values in metrics.items()}
+    return Curve(name, sums, _summed(empty, groups), _summed(whole, groups), _sizes(graph))
+
+
+def _summed(values: Float[np.ndarray, "*share prompt"], groups: Int[np.ndarray, " prompt"]) -> np.ndarray:
+    """The sum over the prompts of each group, along the last axis."""
+    return values @ np.eye(int(groups.max()) + 1)[groups]
 
 
 def _number(metric: Any, logits: torch.Tensor) -> np.ndarray:

@@ -137,3 +137,15 @@ def test_what_cannot_be_traced_is_said() -> None:
         edge_attribution(model(), same)
     with pytest.raises(UserError, match="contrast"):
         edge_attribution(model(), [{"prompt": "the x", "answer": " fox", "distractor": " dog"}])
+
+
+def test_prompts_of_one_group_are_one_observation() -> None:
+    once, again = rows(6), Prompts.of([row for row in rows(6) for _ in range(3)])
+    single, thrice = (
+        edge_attribution(model(), some, steps=1, draws=50, curve=True, controls=1) for some in (once, again)
+    )
+    numbers = ["score", "low", "high", "q", "found_again"]
+    assert thrice.table[numbers].to_numpy() == pytest.approx(single.table[numbers].to_numpy(), abs=1e-5)
+    assert thrice.areas is not None and single.areas is not None
+    ends = ["cpr", "cpr_low", "cpr_high"]
+    assert thrice.areas[ends].to_numpy() == pytest.approx(single.areas[ends].to_numpy(), rel=1e-3, abs=1e-4)
