@@ -143,7 +143,8 @@ def fit_gate(  # noqa: PLR0913 (a public call; all but two by keyword)
     first_plain = np.random.default_rng(seed).permutation(len(apart)) < len(apart) // 2
     fits = {
         layer: separated(
-            Reading(read[layer], wanted, first), Reading(plain[layer], np.zeros(len(apart), bool), first_plain),
+            Reading(read[layer], wanted, first, rows.clusters),
+            Reading(plain[layer], np.zeros(len(apart), bool), first_plain, apart.clusters),
             most_false, controls, draws, seed,
         )
         for layer in read
@@ -206,6 +207,6 @@ def _table(fits: dict[int, LayerFit]) -> pd.DataFrame:
 
 def _fires(fit: LayerFit, seed: int) -> pd.DataFrame:
     return pd.DataFrame([
-        {"set": name, **scored_share(hits, name="share", seed=seed), "n": len(hits)}
-        for name, hits in fit.fires.items()
+        {"set": name, **scored_share(hits, name="share", seed=seed, clusters=clusters), "n": len(hits)}
+        for name, (hits, clusters) in fit.fires.items()
     ])  # fmt: skip

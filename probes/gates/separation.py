@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from probes.resampling import cluster_means
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.progress import Progress
@@ -16,7 +17,7 @@ from workbench.recording.record_pair import record
 from workbench.stats.bootstrap import statistic_interval
 from workbench.stats.intervals import Interval
 from workbench.stats.tests import mann_whitney
-from workbench.typing import Bool, Float, Tensor
+from workbench.typing import Bool, Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Reading:
-    """Prompts at one layer: ``wanted`` [prompt], and ``first`` [prompt], whether they are of the fitting half."""
+    """Prompts at one layer: ``wanted`` [prompt], ``first`` [prompt], whether they are of the fitting half, and groups
+    [prompt]."""
 
     rows: Rows
     wanted: Bool[np.ndarray, " prompt"]
     first: Bool[np.ndarray, " prompt"]
+    clusters: Int[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class LayerFit:
     score: Interval
     control: float
     p: float
-    fires: dict[str, np.ndarray]
-    """Set -> [held-out prompt] whether the gate opens."""
+    fires: dict[str, tuple[Bool[np.ndarray, " prompt"], Int[np.ndarray, " prompt"]]]
+    """Set -> of every held-out prompt, whether the gate opens, and its group."""
 
 
 def read_rows(
@@ -98,15 +101,19 @@ def separated(labelled: Reading, plain: Reading, most_false: float, controls: in
     rest = np.concatenate([own[labelled.first & ~labelled.wanted], other[plain.first]])
     threshold = _threshold(hits, rest, most_false)
     held = ~labelled.first
-    score, p = _area(own[held & labelled.wanted], np.concatenate([own[held & ~labelled.wanted], other[~plain.first]]),
-                     draws, seed)  # fmt: skip
+    groups = labelled.clusters, plain.clusters + labelled.clusters.max() + 1
+    mine, others = held & labelled.wanted, held & ~labelled.wanted
+    score, p = _area(
+        own[mine], np.concatenate([own[others], other[~plain.first]]), groups[0][mine],
+        np.concatenate([groups[0][others], groups[1][~plain.first]]), draws, seed,
+    )  # fmt: skip
     return LayerFit(
         direction=direction, threshold=threshold,
         fitted=float(mann_whitney(hits, rest).effect), margin=_margin(hits, rest),
         score=score, control=_shuffled(labelled, plain, controls, seed), p=p,
         fires={
-            "wanted": own[held & labelled.wanted] >= threshold, "other": own[held & ~labelled.wanted] >= threshold,
-            "neutral": other[~plain.first] >= threshold,
+            "wanted": (own[mine] >= threshold, groups[0][mine]), "other": (own[others] >= threshold, groups[0][others]),
+            "neutral": (other[~plain.first] >= threshold, groups[1][~plain.first]),
         },
     )  # fmt: skip
 
@@ -139,19 +146,25 @@ def _threshold(hits: np.ndarray, rest: np.ndarray, most_false: float) -> float:
     return float((highest + above.min()) / 2) if len(above) else float(np.nextafter(highest, np.inf))
 
 
-def _area(hits: np.ndarray, rest: np.ndarray, draws: int, seed: int) -> tuple[Interval, float]:
-    """Area under the ROC curve with its interval over prompts, and the p-value of Mann and Whitney."""
-    values = np.concatenate([hits, rest])
+def _area(
+    hits: np.ndarray, rest: np.ndarray, of_hits: np.ndarray, of_rest: np.ndarray, draws: int, seed: int
+) -> tuple[Interval, float]:
+    """Area under the ROC curve with its interval over groups, and the p-value of Mann and Whitney of their means."""
     wins = (hits[:, None] > rest[None]) + 0.5 * (hits[:, None] == rest[None])
 
     def area(weights: np.ndarray) -> np.ndarray:
         mine, theirs = weights[:, : len(hits)], weights[:, len(hits) :]
-        total: np.ndarray = ((mine @ wins) * theirs).sum(1) / (mine.sum(1) * theirs.sum(1))
-        return total
+        pairs = mine.sum(1) * theirs.sum(1)
+        total: np.ndarray = ((mine @ wins) * theirs).sum(1) / np.maximum(pairs, 1)
+        return np.where(pairs > 0, total, 0.5)  # a draw that lacks one of the two tells nothing
 
-    tested = mann_whitney(hits, rest, alternative="greater")
+    means = (cluster_means(side[:, None], of_side)[:, 0] for side, of_side in ((hits, of_hits), (rest, of_rest)))
+    tested = mann_whitney(*means, alternative="greater")
     # a jackknife of a separable pair has no spread: percentiles are what is left there
-    interval = statistic_interval(area, len(values), draws=draws, seed=seed, method="percentile")
+    clusters = np.concatenate([of_hits, of_rest])
+    interval = statistic_interval(
+        area, len(hits) + len(rest), clusters=clusters, draws=draws, seed=seed, method="percentile"
+    )
     return interval, float(tested.p)
 
 

@@ -10,6 +10,7 @@ import torch
 
 import interventions as iv
 from probes.gates.fitting import GateFit, fit_gate
+from probes.gates.separation import _area
 from tests.probes.provenance import Calls
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import NotSupported, UserError
@@ -135,3 +136,12 @@ def test_what_cannot_be_gated_is_said() -> None:
 def test_prompts_that_a_gate_cannot_be_fitted_on_are_refused(rows: list[object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         fit_gate(model(), rows, neutral=neutral())
+
+
+def test_prompts_of_one_group_are_one_observation() -> None:
+    hits, rest = np.repeat([2.0, 3.0, 4.0], 5), np.repeat([0.0, 1.0, 2.5], 5)
+    groups = np.repeat([0, 1, 2], 5)
+    alone, p_alone = _area(hits, rest, np.arange(15), np.arange(15, 30), 500, 0)
+    grouped, p_grouped = _area(hits, rest, groups, groups + 3, 500, 0)
+    assert grouped.estimate == alone.estimate and p_alone < 0.001 < p_grouped == pytest.approx(0.1)
+    assert grouped.high - grouped.low > alone.high - alone.low and np.isfinite([grouped.low, grouped.high]).all()
