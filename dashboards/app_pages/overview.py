@@ -10,6 +10,7 @@ import streamlit as st
 from dashboards import panels, selection
 from dashboards.as_experiment import stored_experiment
 from dashboards.headline_cards import cards
+from dashboards.mixtures import has_experts
 from dashboards.readable_figures import from_zero
 from dashboards.report.content import Content, Section, read_content
 from dashboards.selection import Selection, pairs_of, picks
@@ -83,7 +84,7 @@ def _show_links() -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.markdown("Look closer:")
         for name, (label, icon) in _PAGES.items():
-            if (here / f"{name}.py").is_file():
+            if (here / f"{name}.py").is_file() and (name != "experts" or has_experts()):
                 st.page_link(f"app_pages/{name}.py", label=label, icon=f":material/{icon}:")
 
 
@@ -126,10 +127,12 @@ def _show_findings(selected: Selection, run: Run) -> None:
             )  # fmt: skip
             st.caption("Grey: no more than its control, the same change spread evenly over the layer's weights.")
             break
-    st.subheader("What the probes found")
     from probes.headlines import headlines
 
     table = headlines(results)
+    if table.empty:  # comparisons and recordings, which stand below in full
+        return
+    st.subheader("What the probes found")
     code = "from probes.headlines import headlines\nfrom workbench.results import Result\n\nheadlines({\n"
     code += "".join(f"    {result.name!r}: Result.load({str(result.path)!r}),\n" for result in stored) + "})\n"
     made = {"run": run.name, "results": {result.file: result.sha256 for result in stored}}

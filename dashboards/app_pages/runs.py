@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import streamlit as st
 
 from dashboards import panels
 from dashboards.as_experiment import both_experiment, compared_experiment
-from dashboards.results import results_in
+from dashboards.model_names import short
+from dashboards.results import StoredResult, results_in
 from dashboards.selection import pairs_of
 from dashboards.state import known_runs
 from workbench import runs
@@ -80,14 +82,19 @@ def _show_results(known: dict[str, Path], first_name: str, two: str) -> None:
     if not mine:
         st.info("These two runs hold no result of the same kind.", icon=":material/info:")
         return
-    a = first[left.selectbox("Result of the first", mine, key="first-result", format_func=panels.visible)]
+    shown = _first_that_pairs(first, second, mine)
+    a = first[left.selectbox("Result of the first", mine, shown, key="first-result", format_func=panels.visible)]
     theirs = [name for name, result in second.items() if result.kind == a.kind]
     same = theirs.index(a.name) if a.name in theirs else 0
     b = second[right.selectbox("Result of the second", theirs, same, key="second-result", format_func=panels.visible)]
     from probes import compare
     from probes.headlines import beside
 
-    frame = beside(a.load(), b.load())
+    try:
+        frame = beside(a.load(), b.load())
+    except UserError as error:
+        st.info(panels.words(str(error)), icon=":material/info:")
+        return
     try:
         st.caption(f"Agreement of the scores: {panels.words(compare(a.load(), b.load()).summary())}.")
     except UserError:
@@ -103,6 +110,18 @@ def _show_results(known: dict[str, Path], first_name: str, two: str) -> None:
     )  # fmt: skip
 
 
+def _first_that_pairs(first: dict[str, StoredResult], second: dict[str, StoredResult], names: list[str]) -> int:
+    """The place of the first result whose cells can be set beside those of one of its name and kind; else 0."""
+    from probes.headlines import beside
+
+    for place, name in enumerate(names):
+        if name in second and second[name].kind == first[name].kind:
+            with suppress(UserError):
+                beside(first[name].load(), second[name].load())
+                return place
+    return 0
+
+
 def listing(known: dict[str, Path]) -> pd.DataFrame:
     """A row per run, also for those that cannot be read."""
     entries = {entry.path.resolve(): entry for entry in runs.list()}
@@ -112,11 +131,20 @@ def listing(known: dict[str, Path]) -> pd.DataFrame:
         if entry is not None:
             rows.append(
                 {
-                    "run": name, "kind": entry.kind, "state": entry.state, "size (MB)": round(entry.size / 1e6, 2),
+                    "run": name, "models": _models(folder), "kind": entry.kind, "state": entry.state,
+                    "size (MB)": round(entry.size / 1e6, 2),
                     "modified (UTC)": f"{entry.modified:%Y-%m-%d %H:%M}", "problem": entry.problem or "",
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _models(folder: Path) -> str:
+    """The pairs that a run is about, in short; empty where it says none, or cannot be read."""
+    with suppress(UserError):
+        pairs = pairs_of(folder).values()
+        return ", ".join(f"{short(pair.base, pair.tuned)} → {short(pair.tuned, pair.base)}" for pair in pairs)
+    return ""
 
 
 def differences(first_folder: Path, two: Path) -> pd.DataFrame:
