@@ -38,7 +38,7 @@ COMPOSED = 24
 class RoutingMap(ProbeResult):
     """Which adapter works where, and how well the router serves.
 
-    ``table``: layer, module, adapter, domain; ``score``, the adapter's mean weight on its tokens, with interval;
+    ``table``: adapter, domain, layer, module; ``score``, the adapter's mean weight on its tokens, with interval;
     ``control``, its weight under a random router; ``q`` of the difference.
     """
 
@@ -174,9 +174,9 @@ class _Trial:
             values, chance = (
                 np.array([routes[row][path][:, place].mean() for row in members]) for routes in (own, other)
             )
-            layer = int(path.removeprefix(stem).split(".")[0]) if path.startswith(stem) else -1
+            layer, _, inside = path.removeprefix(stem).partition(".") if path.startswith(stem) else ("-1", "", path)
             lines.append({
-                "layer": layer, "module": path, "adapter": name, "domain": domain,
+                "adapter": name, "domain": domain, "layer": int(layer), "module": inside,
                 **beside_control(values, chance, clusters[members], seed=seed),
             })  # fmt: skip
         return with_q(lines)

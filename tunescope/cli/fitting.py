@@ -11,6 +11,8 @@ _PROSE = 40
 """A longer cell of several words is a text, which can be read in folds; numbers and names cannot."""
 _FOLD = 20
 """A text folded to less than this many signs is read word by word."""
+_NUMBERS = ("score", "low", "high", "control", "q")
+"""What a finding is judged by."""
 
 
 def texts_of(columns: Mapping[str, Sequence[str]]) -> set[str]:
@@ -19,13 +21,13 @@ def texts_of(columns: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 def left_out(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """The columns for which ``width`` signs have no room: texts have theirs first, folded, then the first others that
-    fit. The very first stays in any case."""
+    """The columns for which ``width`` signs have no room: texts have theirs first, folded, then score, interval,
+    control and q, then the first others that fit. The very first stays in any case."""
     texts, names = texts_of(columns), list(columns)
     needed = {name: (_FOLD if name in texts else max(map(cell_len, cells))) + _GAP for name, cells in columns.items()}
     room = width - 1 - sum(needed[name] for name in names[:1])
     without = set()
-    for name in sorted(names[1:], key=lambda name: name not in texts):
+    for name in sorted(names[1:], key=lambda name: (name not in texts, name not in _NUMBERS)):
         if needed[name] > room:
             without.add(name)
         else:

@@ -31,6 +31,14 @@ def test_what_does_not_fit_is_named_and_nothing_is_cut(monkeypatch: Any, capsys:
     assert narrow[-1] == "Beside these, with --json: name"
 
 
+def test_a_finding_keeps_its_interval_control_and_q(monkeypatch: Any, capsys: Any) -> None:
+    numbers = {name: 0.1454321 for name in ("score", "low", "high", "control", "q")}
+    lines = printed(
+        [{"layer": 3, "module": "model.layers.3.self_attn.v_proj.weight", **numbers}], 80, monkeypatch, capsys
+    )
+    assert lines[0].split() == ["layer", *numbers] and lines[-1] == "Beside these, with --json: module"
+
+
 def test_texts_are_folded_beside_whole_numbers(monkeypatch: Any, capsys: Any) -> None:
     """A row's text takes three lines, not one a word, and no number is broken for it."""
     row = {"layer": None, **{name: 0.1454321 for name in "abcdefgh"}, "text": "once upon a time there was a girl " * 2}
