@@ -7,6 +7,7 @@ import pandas as pd
 
 from probes.audits.hypotheses import LEVEL
 from probes.experts.counting import content, count_experts, special_ids
+from probes.resampling import cluster_means
 from workbench.errors import NotSupported, UserError
 from workbench.models.null_adapters import null_adapter
 from workbench.models.pair import ModelPair
@@ -48,7 +49,7 @@ def expert_use(pair: ModelPair, texts: Prompts, seed: int, progress: Progress | 
         control = 0.0
     change = tuned.minus(base).shares.reshape(len(ids), -1)
     interval = mean_intervals(change, clusters=texts.clusters, seed=seed)
-    p = paired_permutation(change, seed=seed).p
+    p = paired_permutation(cluster_means(change, texts.clusters), seed=seed).p
     names = [f"L{layer}E{expert}" for layer in model.moe_layers for expert in range(model.n_experts)]
     return pd.DataFrame({
         "expert": names, "score": interval.estimate, "low": interval.low, "high": interval.high, "control": control,

@@ -13,6 +13,7 @@ import torch
 from probes.audits.hypotheses import LEVEL, NOTHING
 from probes.audits.readings import TOP
 from probes.audits.words import content_words
+from probes.resampling import cluster_means
 from workbench.behaviour.subject import Subject, Work, padded
 from workbench.errors import NotSupported, UserError
 from workbench.models.null_adapters import NullRecipe
@@ -76,7 +77,7 @@ def token_shift(shares: TokenShares, tokenizer: Any, seed: int) -> pd.DataFrame:
     for place, token in enumerate(picked):
         assert salience is not None
         interval = mean_interval(testing[:, token], clusters=clusters, seed=seed)
-        p = float(paired_permutation(testing[:, [token]], seed=seed).p[0])
+        p = float(paired_permutation(cluster_means(testing[:, [token]], clusters), seed=seed).p[0])
         ratio = salience.cell(place)
         lines.append({
             "token": tokenizer.decode([token]), "score": interval.estimate, "low": interval.low, "high": interval.high,

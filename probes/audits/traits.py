@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from probes.resampling import cluster_means
 from workbench.behaviour.refusals import is_refusal
 from workbench.behaviour.text_quality import language, repeated_words, words_in
 from workbench.stats.bootstrap import mean_interval
@@ -58,7 +59,7 @@ def trait_tests(base: Sequence[str], tuned: Sequence[str], clusters: np.ndarray,
         lines.append(paired_line(kind, what, before, after, clusters, seed))
     lengths = [np.array([float(len(words_in(text))) for text in texts]) for texts in (base, tuned)]
     change = lengths[1] - lengths[0]
-    moved = float(paired_permutation(change[:, None], seed=seed).p[0]) if change.any() else 1.0
+    moved = float(paired_permutation(cluster_means(change[:, None], clusters), seed=seed).p[0]) if change.any() else 1.0
     scale = max(float(lengths[0].mean()), 1.0)
     interval = mean_interval(change / scale, clusters=clusters, seed=seed)
     order = np.argsort(-np.abs(change), kind="stable")[:8]

@@ -15,6 +15,7 @@ from probes.directions.material import Part, parts_of
 from probes.directions.result import FoundDirection
 from probes.directions.trying import Candidate, Outcome, Trier, cheapest, push
 from probes.random_recipes import stand_ins
+from probes.resampling import cluster_means
 from probes.results import Provenance
 from workbench.argument_checks import check_pair, read_options
 from workbench.behaviour.scorers import Behaviour, Score
@@ -208,7 +209,8 @@ class Search:
         """One line per candidate that was tried."""
         tuned = self.own["tuned"].shows.behaviour
         drops = np.stack([tuned - outcome.shows.behaviour for _, outcome in self.tried], axis=1)
-        q = q_values(paired_permutation(drops, seed=self.settings.seed, alternative="greater").p)
+        by_group = cluster_means(drops, self._clusters)
+        q = q_values(paired_permutation(by_group, seed=self.settings.seed, alternative="greater").p)
         lines = []
         for number, (candidate, tried) in enumerate(self.tried):
             interval = mean_interval(drops[:, number], clusters=self._clusters, seed=self.settings.seed)
