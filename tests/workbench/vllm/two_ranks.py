@@ -1,6 +1,7 @@
 """``python -m tests.workbench.vllm.two_ranks BASE ADAPTER tensor``: what the pair computes in two processes.
 
-``tensor``: each holds a part of every layer; ``pipeline``: layers 0 and 1, and layer 2. Beside it, what one computes.
+``tensor``: each holds a part of every layer; ``pipeline``: layers 0 and 1, and layer 2; ``tensor pipeline``: in four.
+Beside it, what one process computes.
 
 A process of its own: the checks of shapes that tests put on every function keep hooks from being sent to another.
 """
@@ -97,13 +98,14 @@ def sampled_texts(pair: ModelPair) -> None:
 def main() -> None:
     """Raise where anything differs; print what was compared."""
     pair = wb.load_pair(sys.argv[1], sys.argv[2], dtype="float32")
-    with wb.on_vllm(pair, **{f"{sys.argv[3]}_parallel_size": 2}, max_model_len=128, max_num_seqs=8):
+    split = {f"{name}_parallel_size": 2 for name in sys.argv[3:]}
+    with wb.on_vllm(pair, max_model_len=128, max_num_seqs=8, **split):
         route = route_of(pair.tuned)
         assert route is not None
         rows(pair)
         steered_texts(pair, route.engine)
         sampled_texts(pair)
-        if sys.argv[3] == "pipeline":
+        if "pipeline" in sys.argv[3:]:
             a_refusal(pair, route.engine)
     sys.stdout.write("rows, steered texts and sampled texts are equal\n")
 
