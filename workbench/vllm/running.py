@@ -53,7 +53,8 @@ class VllmEngine:
             if isinstance(error, RuntimeError):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"vLLM refuses {origin.base}: {' '.join(lines)[:300]}") from error
+            said = " ".join(lines).split("Value error, ")[-1].split(" [type=")[0]
+            raise UserError(f"vLLM refuses {origin.base}: {said[:300]}") from error
         self._llm.apply_model(check_architecture)
         if self._in_stages:
             make_room(self.runner())
@@ -198,8 +199,8 @@ def sampling_of(row: int, **sampling: Any) -> Any:
     return _vllm().SamplingParams(**options)
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise :class:`NotSupported` for what would run where our hooks are not."""
+def check_settings(settings: Mapping[str, Any], layers: int | None = None) -> None:
+    """Raise :class:`NotSupported` for what would run where our hooks are not; ``layers``: of the model, where known."""
     if settings.get("data_parallel_size", 1) != 1:
         raise NotSupported(
             "data_parallel_size puts requests where this process does not see them: leave it at 1; "
@@ -208,6 +209,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         if not isinstance(size := settings.get(name, 1), int) or size < 1:
             raise UserError(f"{name} is {size!r}: give 1 or more.")
+    if layers is not None and (size := settings.get("pipeline_parallel_size", 1)) > layers:
+        raise UserError(f"pipeline_parallel_size is {size} and the model has {layers} layers: give at most as many.")
     for name, wanted in (("enforce_eager", True), ("enable_prefix_caching", False)):
         if settings.get(name, wanted) != wanted:
             raise NotSupported(f"{name}={settings[name]} would leave hooks out or serve steered keys: leave it out.")

@@ -49,6 +49,8 @@ def test_the_number_of_ranks_is_checked_first() -> None:
         for wrong in (0, "2"):
             with pytest.raises(UserError, match=f"{name} is {wrong!r}: give 1 or more"):
                 check_settings({name: wrong})
+    with pytest.raises(UserError, match="is 4 and the model has 3 layers"):
+        check_settings({"pipeline_parallel_size": 4}, layers=3)
 
 
 def test_the_first_rank_of_each_later_stage_tells_what_it_saw() -> None:
