@@ -14,7 +14,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from workbench.errors import UserError
-from workbench.vllm.ranks import Call, meet_at_own_port, telling
+from workbench.vllm.ranks import Call, meet_at_own_port, reporting_ranks
 from workbench.vllm.running import VllmEngine
 
 _STDOUT, _STDERR = 1, 2
@@ -27,7 +27,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(_STDOUT), "wb")
     os.dup2(_STDERR, _STDOUT)
     origin, settings = pickle.load(sys.stdin.buffer)
-    tells = int(os.environ["RANK"]) in telling(settings)
+    reports = int(os.environ["RANK"]) in reporting_ranks(settings)
     calls: SimpleQueue[Call | None] = SimpleQueue()
     threading.Thread(target=_read, args=(calls,), daemon=True).start()
     meet_at_own_port()
@@ -35,7 +35,7 @@ def main() -> None:
     while (call := calls.get()) is not None:
         with suppress(UserError):  # rank 0 has it too, and says it
             sight = engine.take_part(call)
-            if tells:
+            if reports:
                 pickle.dump(sight, answers)
                 answers.flush()
     engine.close()

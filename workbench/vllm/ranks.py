@@ -58,7 +58,7 @@ class Ranks:
         self._port = _free_port()
         self._lost = self._calling = self._closing = False
         self._processes = [self._started(rank, origin, settings) for rank in range(1, self.size)]
-        self._telling = [self._processes[rank - 1] for rank in telling(settings)]
+        self._reporting = [self._processes[rank - 1] for rank in reporting_ranks(settings)]
         for process in self._processes:
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
@@ -98,7 +98,7 @@ class Ranks:
     def sights(self) -> list[Sight]:
         """What later stages saw in the call that this process made last."""
         try:
-            return [pickle.load(process.stdout) for process in self._telling if process.stdout is not None]
+            return [pickle.load(process.stdout) for process in self._reporting if process.stdout is not None]
         except EOFError as error:
             raise UserError(self._ended()) from error
 
@@ -170,8 +170,8 @@ def rank_count(settings: Mapping[str, Any]) -> int:
     return int(settings.get("tensor_parallel_size", 1)) * int(settings.get("pipeline_parallel_size", 1))
 
 
-def telling(settings: Mapping[str, Any]) -> range:
-    """The first rank of every stage but the first, which tell rank 0 what their stage saw."""
+def reporting_ranks(settings: Mapping[str, Any]) -> range:
+    """The first rank of every stage but the first, which report to rank 0 what their stage saw."""
     step = int(settings.get("tensor_parallel_size", 1))
     return range(step, rank_count(settings), step)
 

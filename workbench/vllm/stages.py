@@ -59,11 +59,11 @@ class Sight:
 
 def sendable(hooks: Mapping[int, Sequence[SiteHook]], *, stages: bool) -> dict[int, Sequence[SiteHook]]:
     """What another rank is given of ``hooks``: the edits, and with ``stages`` where there are readers."""
-    kept = {
+    sent = {
         row: [hook if hook.edit else replace(hook, fn=unread) for hook in own if hook.edit or stages]
         for row, own in hooks.items()
     }
-    return {row: own for row, own in kept.items() if own}
+    return {row: own for row, own in sent.items() if own}
 
 
 def with_edits(hooks: Mapping[int, Sequence[SiteHook]]) -> bool:

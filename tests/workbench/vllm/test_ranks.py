@@ -16,7 +16,7 @@ from tests.workbench.vllm.lora_folders import save_lora_pair
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
 from workbench.errors import NotSupported, UserError
-from workbench.vllm.ranks import Call, _packed, telling
+from workbench.vllm.ranks import Call, _packed, reporting_ranks
 from workbench.vllm.running import check_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,7 +53,7 @@ def test_the_number_of_ranks_is_checked_first() -> None:
         check_settings({"pipeline_parallel_size": 4}, layers=3)
 
 
-def test_the_first_rank_of_each_later_stage_tells_what_it_saw() -> None:
-    assert list(telling({"tensor_parallel_size": 2, "pipeline_parallel_size": 3})) == [2, 4]
-    assert list(telling({"pipeline_parallel_size": 2})) == [1]
-    assert list(telling({"tensor_parallel_size": 4})) == []
+def test_the_first_rank_of_each_later_stage_reports() -> None:
+    assert list(reporting_ranks({"tensor_parallel_size": 2, "pipeline_parallel_size": 3})) == [2, 4]
+    assert list(reporting_ranks({"pipeline_parallel_size": 2})) == [1]
+    assert list(reporting_ranks({"tensor_parallel_size": 4})) == []
