@@ -127,8 +127,9 @@ def opened(sides: Mapping[str, AdaptedModel], settings: Mapping[str, Any], rows:
         UserError: vLLM is missing, or cannot hold these models.
     """
     check_served(sides)
-    if settings.get("tensor_parallel_size", 1) != 1:
-        raise NotSupported("The server's vLLM is one process: leave tensor_parallel_size at 1, or use  --engine own.")
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if settings.get(name, 1) != 1:
+            raise NotSupported(f"The server's vLLM is one process: leave {name} at 1, or use  --engine own.")
     dtype = str(next(iter(sides.values())).dtype).removeprefix("torch.")
     engine = VllmEngine(origin_for(sides), **{"dtype": dtype, "max_num_seqs": rows, **settings})
     return VllmDecoding(engine, sides)

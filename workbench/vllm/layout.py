@@ -16,6 +16,7 @@ from workbench.typing import Float, Tensor
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Whose layers hand on (what the MLP wrote, the residual stream before it) and write sublayers' outputs unchanged."""
 _MODULES = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
+_ELSEWHERE = "PPMissingLayer"
 SITES = tuple(_MODULES)
 """Kinds of site that can be read and changed there."""
 
@@ -58,10 +59,12 @@ def check_name(name: str) -> None:
         )
 
 
-def place_of(model: nn.Module, site: Site) -> Place:
-    """Where ``site`` is in a vLLM model."""
+def place_of(model: nn.Module, site: Site) -> Place | None:
+    """Where ``site`` is in a vLLM model; None where another stage of its pipeline holds the layer."""
     check_site(site)
     layer: Any = model.get_submodule(f"model.layers.{site.layer}")
+    if type(layer).__name__ == _ELSEWHERE:
+        return None
     if site.kind == "resid_post":
         return Place(layer, lambda raw: raw[0] + raw[1], lambda raw, new: (new, torch.zeros_like(raw[1])))
     return Place(layer.get_submodule(_MODULES[site.kind]), lambda raw: raw, lambda _raw, new: new)

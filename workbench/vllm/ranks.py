@@ -1,10 +1,12 @@
-"""Tensor parallelism: beside this process one for each further rank, given every request and hook that this one is.
+"""A model over several processes: beside this one a process for each further rank, given every request and hook.
 
 vLLM's external launcher has one worker in each process, and processes that are given the same requests in the same
 order compute together. So hooks act in each of them on its own copy of what passes: resid_post, attn_out and mlp_out
-are whole on every rank. What is read comes from this process, rank 0.
+are whole on every rank of tensor parallelism. What is read comes from this process, rank 0; what another stage of a
+pipeline holds comes from there (:mod:`workbench.vllm.stages`).
 
-Calls go pickled through a pipe from this process to its own children; nothing is unpickled from a file or a socket.
+Calls go pickled through a pipe from this process to its own children, and what they saw comes back through another;
+nothing is unpickled from a file or a socket.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from workbench.engine.dispatch import SiteHook
 from workbench.engine.template_tokens import TemplateTokens
 from workbench.errors import NotSupported, UserError
 from workbench.models.origin import Origin
+from workbench.vllm.stages import Sight
 
 LAUNCHER = {"distributed_executor_backend": "external_launcher"}
 """What ``vllm.LLM`` is told of more than one rank."""
 FURTHER_RANK = "workbench.vllm.further_rank"
-_STDERR = 2
 GRACE = 10.0
 """Seconds in which a call that lost a rank may fail by itself, before this process ends: it would wait for ever."""
 
@@ -51,11 +53,12 @@ class Call:
 class Ranks:
     """Ranks 1, 2, ... of one engine on this machine; they end with this object or with this process."""
 
-    def __init__(self, origin: Origin, settings: Mapping[str, Any], size: int) -> None:
-        self.size = size
+    def __init__(self, origin: Origin, settings: Mapping[str, Any]) -> None:
+        self.size = rank_count(settings)
         self._port = _free_port()
         self._lost = self._calling = self._closing = False
-        self._processes = [self._started(rank, origin, settings) for rank in range(1, size)]
+        self._processes = [self._started(rank, origin, settings) for rank in range(1, self.size)]
+        self._reporting = [self._processes[rank - 1] for rank in reporting_ranks(settings)]
         for process in self._processes:
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
@@ -92,6 +95,13 @@ class Ranks:
         with self._under_way():
             yield
 
+    def sights(self) -> list[Sight]:
+        """What later stages saw in the call that this process made last."""
+        try:
+            return [pickle.load(process.stdout) for process in self._reporting if process.stdout is not None]
+        except EOFError as error:
+            raise UserError(self._ended()) from error
+
     def close(self) -> None:
         """End them."""
         self._closing = True
@@ -100,6 +110,8 @@ class Ranks:
             with suppress(OSError):
                 process.stdin.close()
             process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
         for segment in Path("/dev/shm").glob(f"{self._port}-*"):  # of a rank that had no time to
             segment.unlink(missing_ok=True)
 
@@ -108,7 +120,7 @@ class Ranks:
             **os.environ, **_rank_environment(rank, self.size, self._port), "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-m", FURTHER_RANK], stdin=subprocess.PIPE, stdout=_STDERR, env=environment
+            [sys.executable, "-m", FURTHER_RANK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
         assert process.stdin is not None
         process.stdin.write(pickle.dumps((origin, dict(settings))))
@@ -148,9 +160,20 @@ class Ranks:
         codes = [process.poll() for process in self._processes]
         told = ", ".join(f"rank {rank} with exit code {code}" for rank, code in enumerate(codes, 1) if code is not None)
         return (
-            f"A process of vLLM's tensor parallelism has ended ({told or 'just now'}; what it said is above): open the "
-            "engine again, with a smaller max_model_len or max_num_seqs if memory ran out."
+            f"A process of the model that vLLM holds in several has ended ({told or 'just now'}; what it said is "
+            "above): open the engine again, with a smaller max_model_len or max_num_seqs if memory ran out."
         )
+
+
+def rank_count(settings: Mapping[str, Any]) -> int:
+    """Processes of an engine with these settings."""
+    return int(settings.get("tensor_parallel_size", 1)) * int(settings.get("pipeline_parallel_size", 1))
+
+
+def reporting_ranks(settings: Mapping[str, Any]) -> range:
+    """The first rank of every stage but the first, which report to rank 0 what their stage saw."""
+    step = int(settings.get("tensor_parallel_size", 1))
+    return range(step, rank_count(settings), step)
 
 
 def meet_at_own_port() -> None:
@@ -175,7 +198,8 @@ def _packed(call: Call) -> bytes:
         packed: bytes = cloudpickle.dumps(call)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise NotSupported(
-            f"A hook cannot be sent to the other ranks ({error}): leave tensor_parallel_size at 1 for it."
+            f"A hook cannot be sent to the other ranks ({error}): leave tensor_parallel_size and "
+            "pipeline_parallel_size at 1 for it."
         ) from error
     return packed
 

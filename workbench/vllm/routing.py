@@ -61,10 +61,11 @@ def routed(
 @contextmanager
 def _opened(models: Mapping[str, AdaptedModel], settings: Mapping[str, Any]) -> Iterator[None]:
     from workbench.cluster.team import changed_since
-    from workbench.vllm.running import VllmEngine, origin_for
+    from workbench.vllm.running import VllmEngine, check_settings, origin_for
 
     origin = origin_for(models)
     check_sides(models)
+    check_settings(settings, min(model.n_layers for model in models.values()))
     dtype = str(next(iter(models.values())).dtype).removeprefix("torch.")
     engine = VllmEngine(origin, **{"dtype": dtype, **settings})
     held = {id(model): model for model in models.values()}

@@ -19,7 +19,8 @@ from workbench.models.origin import Origin
 from workbench.typing import Float, Tensor
 from workbench.vllm.held_adapter import held_rank
 from workbench.vllm.layout import check_architecture
-from workbench.vllm.ranks import LAUNCHER, Call, Ranks
+from workbench.vllm.ranks import LAUNCHER, Call, Ranks, rank_count
+from workbench.vllm.stages import Neighbours, Sight, make_room, sendable, with_edits
 from workbench.vllm.tap import ROW, Tap, Warp, kept_logits
 
 NO_ROOM = (
@@ -39,8 +40,9 @@ class VllmEngine:
         vllm = _vllm()
         lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": rank}
         options = {"enforce_eager": True, "enable_prefix_caching": False, **lora, "seed": 0, **settings}
-        size = settings.get("tensor_parallel_size", 1)
-        self._ranks = Ranks(origin, settings, size) if size > 1 and not further_rank else None
+        size = rank_count(settings)
+        self._in_stages = settings.get("pipeline_parallel_size", 1) > 1
+        self._ranks = Ranks(origin, settings) if size > 1 and not further_rank else None
         try:
             with nullcontext() if self._ranks is None else self._ranks.joined():
                 self._llm = vllm.LLM(origin.base, **options, **(LAUNCHER if size > 1 else {}))
@@ -51,8 +53,11 @@ class VllmEngine:
             if isinstance(error, RuntimeError):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"vLLM refuses {origin.base}: {' '.join(lines)[:300]}") from error
+            said = " ".join(lines).split("Value error, ")[-1].split(" [type=")[0]
+            raise UserError(f"vLLM refuses {origin.base}: {said[:300]}") from error
         self._llm.apply_model(check_architecture)
+        if self._in_stages:
+            make_room(self.runner())
 
     @property
     def llm(self) -> Any:
@@ -130,19 +135,33 @@ class VllmEngine:
         self.check_room(max(map(len, rows)), sampling.get("max_tokens", 1))
         if self._ranks is None:
             return self._continued(role, rows, tap, **sampling)
-        edited = {row: hooks for row, hooks in tap.hooks.items() if any(hook.edit for hook in hooks)}
-        call = Call(role, rows, sampling, tap.template, edited, tap.prompt_lengths, tap.wanted, tap.warp)
+        hooks = sendable(tap.hooks, stages=self._in_stages)
+        call = Call(role, rows, sampling, tap.template, hooks, tap.prompt_lengths, tap.wanted, tap.warp)
         with self._ranks.taking_part(call):
-            return self._continued(role, rows, tap, **sampling)
+            new = self._continued(role, rows, tap, **sampling)
+            sights = self._ranks.sights()
+        if tap.failure is not None:
+            raise tap.failure
+        for sight in sights:
+            sight.show(tap.hooks, tap.template)
+            tap.logits.update(sight.logits)
+        return new
 
-    def take_part(self, call: Call) -> None:
-        """Make a call that rank 0 makes too; what it reads is read there."""
-        tap = Tap(
-            self.runner(), call.template, dict(call.hooks), call.prompt_lengths, dict(call.wanted), warp=call.warp
-        )
+    def take_part(self, call: Call) -> Sight:
+        """Make a call that rank 0 makes too, and tell what rank 0 is to read of it."""
+        sight = Sight()
+        hooks = sight.reading(call.hooks)
+        tap = Tap(self.runner(), call.template, hooks, call.prompt_lengths, dict(call.wanted), warp=call.warp)
         self._continued(call.role, call.rows, tap, **call.sampling)
+        sight.logits, sight.failure = tap.logits, tap.failure
+        return sight
 
     def _continued(self, role: str, rows: Sequence[Sequence[int]], tap: Tap, **sampling: Any) -> list[list[int]]:
+        if self._in_stages:
+            from vllm.distributed import get_pp_group
+
+            tap.defers = True
+            tap.neighbours = Neighbours(get_pp_group()) if with_edits(tap.hooks) else None
         params = [sampling_of(row, **sampling) for row in range(len(rows))]
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         idle = not (tap.hooks or tap.wanted or tap.warp)
@@ -180,16 +199,18 @@ def sampling_of(row: int, **sampling: Any) -> Any:
     return _vllm().SamplingParams(**options)
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise :class:`NotSupported` for what would run where our hooks are not."""
-    for name in ("pipeline_parallel_size", "data_parallel_size"):
-        if settings.get(name, 1) != 1:
-            raise NotSupported(
-                f"{name} puts layers or requests where this process does not see them: leave it at 1; "
-                "tensor_parallel_size spreads a model."
-            )
-    if not isinstance(size := settings.get("tensor_parallel_size", 1), int) or size < 1:
-        raise UserError(f"tensor_parallel_size is {size!r}: give 1 or more.")
+def check_settings(settings: Mapping[str, Any], layers: int | None = None) -> None:
+    """Raise :class:`NotSupported` for what would run where our hooks are not; ``layers``: of the model, where known."""
+    if settings.get("data_parallel_size", 1) != 1:
+        raise NotSupported(
+            "data_parallel_size puts requests where this process does not see them: leave it at 1; "
+            "tensor_parallel_size and pipeline_parallel_size spread a model."
+        )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if not isinstance(size := settings.get(name, 1), int) or size < 1:
+            raise UserError(f"{name} is {size!r}: give 1 or more.")
+    if layers is not None and (size := settings.get("pipeline_parallel_size", 1)) > layers:
+        raise UserError(f"pipeline_parallel_size is {size} and the model has {layers} layers: give at most as many.")
     for name, wanted in (("enforce_eager", True), ("enable_prefix_caching", False)):
         if settings.get(name, wanted) != wanted:
             raise NotSupported(f"{name}={settings[name]} would leave hooks out or serve steered keys: leave it out.")

@@ -15,8 +15,10 @@ from workbench.engine.dispatch import SiteHook
 from workbench.engine.row_context import row_context
 from workbench.engine.sites import Site
 from workbench.engine.template_tokens import TemplateTokens
+from workbench.errors import UserError
 from workbench.typing import Float, Tensor
 from workbench.vllm.layout import Place, place_of, read_out
+from workbench.vllm.stages import Neighbours
 
 ROW = "tunescope_row"
 """Under this name a request's extra arguments say which row it is."""
@@ -53,6 +55,11 @@ class Tap:
     warp: Warp | None = None
     templates: dict[int, TemplateTokens | None] = field(default_factory=dict)
     logits: dict[int, list[Tensor]] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
+    """The stages before and behind this one, where gates are to reach them."""
+    defers: bool = False
+    """What a hook refuses is kept in :attr:`failure`: a stage that stops would leave the others waiting."""
+    failure: UserError | None = None
     _spans: list[_Span] = field(default_factory=list)
     _places: dict[Site, Any] = field(default_factory=dict)
     _model: nn.Module | None = None
@@ -65,7 +72,7 @@ class Tap:
             stack.callback(self._leave)
             # not at the body, whose compile wrapper calls no hooks
             stack.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-            if self.wanted:
+            if self.wanted or self.neighbours:
                 stack.callback(model.register_forward_hook(self._end).remove)
             if self.warp is not None:
                 sampler: nn.Module = self.runner.sampler
@@ -80,6 +87,8 @@ class Tap:
         for site in dict.fromkeys(hook.site for hook in hooks):
             if site not in self._places:
                 place = place_of(self._model, site)
+                if place is None:
+                    continue
                 self._places[site] = place.module.register_forward_hook(self._at(place, site))
         self.hooks[row] = hooks
 
@@ -102,9 +111,18 @@ class Tap:
                 prompt = self.prompt_lengths.get(row, sent)
                 context = row_context(ids[None, start:end], before, prompt, self.templates.get(row, self.template))
                 self._spans.append(_Span(row, start, end, context, sent - before - (end - start)))
+        if self.neighbours is not None:
+            self.neighbours.receive([span.context for span in self._spans])
 
-    def _end(self, model: nn.Module, _args: Any, hidden: Float[Tensor, "token d_model"]) -> None:
-        """A step's last states are there: keep the logits of the tokens that they are wanted of."""
+    def _end(self, model: nn.Module, _args: Any, hidden: Any) -> None:
+        """A step's last states [token, d_model] are there: keep the logits of the tokens that they are wanted of.
+
+        A stage that is not the last has others, for the next stage.
+        """
+        if self.neighbours is not None:
+            self.neighbours.send([span.context for span in self._spans])
+        if not isinstance(hidden, Tensor):
+            return
         for span in self._spans:
             last = self.wanted.get(span.row, 0) - span.left
             if span.left >= 0 and last > 0:
@@ -124,6 +142,15 @@ class Tap:
                 scores[place : place + 1] = self.warp(extra[ROW], step, scores[place : place + 1])
         return args, {**kwargs, "logits": scores}
 
+    def _called(self, hook: SiteHook, value: Tensor, ctx: ForwardContext) -> Any:
+        try:
+            return hook.fn(value, ctx)
+        except UserError as error:
+            if not self.defers:
+                raise
+            self.failure = self.failure or error
+            return None
+
     def _at(self, place: Place, site: Site) -> Any:
         def run(_module: nn.Module, _args: Any, raw: Any) -> Any:
             value: Tensor | None = None
@@ -134,7 +161,7 @@ class Tap:
                         continue
                     if value is None:
                         value = place.get(raw)
-                    new = hook.fn(value[None, span.start : span.end], span.context)
+                    new = self._called(hook, value[None, span.start : span.end], span.context)
                     if hook.edit and new is not None:
                         if not changed:  # never into what the engine holds
                             value, changed = value.clone(), True

@@ -41,7 +41,7 @@ def test_what_cannot_be_recorded_is_said(options: dict[str, object], message: st
 
 
 def test_settings_that_hooks_do_not_survive_are_refused() -> None:
-    for settings in ({"pipeline_parallel_size": 2}, {"enforce_eager": False}, {"enable_prefix_caching": True}):
+    for settings in ({"data_parallel_size": 2}, {"enforce_eager": False}, {"enable_prefix_caching": True}):
         with pytest.raises(NotSupported, match="leave it"):
             VllmEngine(Origin("./base", None), **settings)
     with pytest.raises(NotSupported, match="Sites of Linear are not proved"):
