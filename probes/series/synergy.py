@@ -54,10 +54,11 @@ class MergeSynergy(ProbeResult):
         """Each size's synergy."""
         lines = [
             f"{row['module']} {row['score']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] (merge {row['merged']:.2f}, "
-            f"parents {row['parents']:.2f}, the better {row['best_parent']:.2f}; q = {row['q']:.2g})"
+            f"parents {row['parents']:.2f}, the better {row['best_parent']:.2f}; control {row['control']:+.2f}, q = "
+            f"{row['q']:.2g})"
             for row in self.table.to_dict("records")
         ]
-        return f"Synergy: {'; '.join(lines)}. Control: {self.control}."
+        return f"Synergy in shares of right answers: {'; '.join(lines)}. Control: {self.control}."
 
 
 @method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import interventions as iv
 import probes
 from interventions.training.examples import IGNORED, Example
+from interventions.training.log import STEPS
 from interventions.training.objectives import MaskedThought, orpo_loss
 from probes.effects.answers import margins
 from tests.tiny import tiny_model, tokenizer
@@ -66,8 +68,22 @@ def test_a_series_leaves_the_base_alone_and_its_members_differ(tmp_path: Path) -
     assert all(torch.equal(value, before[name]) for name, value in base.hf.state_dict().items())
     pair = load_pair(base.hf, folders["mixed"], tokenizer=tokenizer(), check=False)
     assert not torch.equal(pair.tuned.hf.lm_head.weight, before["lm_head.weight"])
+    steps = [entry["step"] for entry in json.loads((folders["dual-stage"] / STEPS).read_text())["log_history"]]
+    assert steps == [1, 2, 3, 4]  # two stages of two batches, counted on
     with pytest.raises(UserError, match="exists already"):
         iv.tune_series(base, members, tmp_path)
+
+
+def test_early_signs_are_read_from_the_log_that_a_series_leaves(tmp_path: Path) -> None:
+    base, rates = model(), (1e-4, 3e-4, 1e-3, 3e-3)
+    folders = [
+        iv.tune_series(base, {str(number): ROWS}, tmp_path, schedule=iv.Schedule(2, 4, rate))[str(number)]
+        for number, rate in enumerate(rates)
+    ]
+    pair = load_pair(base.hf, folders[0], tokenizer=tokenizer(), check=False)
+    found = probes.early_signs(pair, ROWS, runs=[str(folder) for folder in folders])
+    assert found.line("fall of the loss against size of the change", "tuned")["score"] == pytest.approx(1)
+    assert found.values["size of the change"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize(

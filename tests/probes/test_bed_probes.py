@@ -149,7 +149,7 @@ def test_dependency_by_hand() -> None:
     import torch
 
     influenced = torch.tensor([[2.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, 0.0]])  # prompt, then answer
-    share, distance = dependency(influenced, 2, np.array([1]))
+    share, distance = dependency(influenced[:, 1:], 2, np.array([1]))
     assert share == pytest.approx(2 / 4) and distance == pytest.approx((3 + 2 + 2) / 4 / 3)
     assert even_dependency(2, np.array([1])) == (pytest.approx(2 / 3), pytest.approx((3 + 2 + 1) / 3 / 3))
 
