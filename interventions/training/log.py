@@ -25,8 +25,8 @@ class TrainingLog(Result):
     """The steps of a training.
 
     ``table``: one line per step and stage (0, 1, ...): ``step``, ``loss`` in nats, and what else the training reports;
-    for a series one line per member, with its steps and the loss of its first and last one. ``outcome``: the numbers and names that the training gives beside its model, such
-    as how many entries were trained.
+    for a series one line per member, with its steps and the loss of its first and last one. ``outcome``: the numbers
+    and names that the training gives beside its model, such as how many entries were trained.
     """
 
     outcome: dict[str, Any]

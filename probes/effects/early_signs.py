@@ -73,7 +73,9 @@ def early_signs(
     """
     check_pair(pair, prompts)
     if len(runs) < FEWEST:
-        raise UserError(f"{len(runs)} runs cannot be ranked: give {FEWEST} or more folders of trained models with their log.")
+        raise UserError(
+            f"{len(runs)} runs cannot be ranked: give {FEWEST} or more folders of trained models with their log."
+        )
     if not 0 < early <= 0.5:
         raise UserError(f"early is {early}: give a part of the steps above 0, up to 0.5.")
     rows = Prompts.of(prompts)

@@ -66,8 +66,8 @@ class CrossTask(ProbeResult):
         row = self.frame().iloc[0]
         return (
             f"Similarity of activations against gain: {'; '.join(said)}. Best: examples of {row['module']} for "
-            f"{row['group']} ({row['model']}), {row['score']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] in "
-            f"{self.measured}, control {row['control']:+.2f}. Control: {self.control}"
+            f"{row['group']} ({row['model']}), {row['score']:+.2g} [{row['low']:.2g}, {row['high']:.2g}] in "
+            f"{self.measured}, control {row['control']:+.2g}. Control: {self.control}"
         )
 
 

@@ -117,6 +117,7 @@ def question_dependency(
         }),
         measured="share of influence; distance over the largest",
         heading="Dependency on the question",
+        units={QUESTION: "of an answer token's influences", DISTANCE: "of the largest distance"},
     )  # fmt: skip
 
 

@@ -143,6 +143,7 @@ def test_a_question_dependency_of_a_base_against_itself_is_none() -> None:
     found = probes.question_dependency(**call)
     change = found.table[found.table["model"] == "tuned - base"]
     assert (change["score"] == 0).all() and (change["q"] == 1).all()
+    assert "of an answer token's influences, control" in found.summary()
 
 
 def test_dependency_by_hand() -> None:

@@ -19,7 +19,7 @@ from probes.effects.context_use import context_lines, of_others, with_context
 from probes.effects.deployment import deployed, rounded
 from probes.effects.panel import EffectPanel, interval_of, table_of
 from probes.effects.preference import _verdict, movement_lines, rank_correlations
-from probes.effects.scaling_law import law_of, rectified_fit
+from probes.effects.scaling_law import beyond_plain, law_of, rectified_fit
 from probes.effects.self_correction import correction_lines, identity_gaps, quantities
 from probes.effects.skills import is_visited, skill_lines, spread_of
 from probes.effects.tool_calls import tool_error
@@ -285,6 +285,7 @@ def test_the_rectified_law_finds_the_planted_knowledge() -> None:
     table, numbers = law_of(sizes, law[:, None] * noise, [str(size) for size in sizes], np.arange(30), 40, 0)
     assert numbers["rows worth, low"] <= fit["rows worth"] * 1.2 and numbers["gain in R2"] > -0.01
     np.testing.assert_allclose(table["fitted"], table["score"], rtol=0.05)
+    assert "beyond a plain power law" in beyond_plain(6, numbers) and "whatever they are" in beyond_plain(4, numbers)
     with pytest.raises(UserError, match="give one rising size"):
         probes.scaling_law(pair_of(), rows_of(6), sizes=[3.0, 2.0, 1.0])
 
