@@ -152,7 +152,7 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
         values=pd.DataFrame(values),
         measured=metric,
         heading="Elicitation by labels",
-        verdict=_best(table),
+        verdict=_best(with_q(table), metric),
         numbers={"untuned": float(untuned.mean())},
     )  # fmt: skip
 
@@ -164,12 +164,13 @@ def _sizes(counts: Sequence[int], most: int, what: str) -> list[int]:
     return sizes
 
 
-def _best(table: pd.DataFrame) -> str:
+def _best(table: pd.DataFrame, measured: str) -> str:
     said = []
     for name, of in table.groupby("group", sort=False):
         best = of.sort_values("score", kind="stable").iloc[-1]
-        said.append(f"{name}: {best['model']} {best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}]")
-    return "; ".join(said)
+        beside = f"control {best['control']:.2f}, q = {best['q']:.2g}"
+        said.append(f"{name}: {best['model']} {best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}] ({beside})")
+    return f"best {measured} with {'; with '.join(said)}"
 
 
 class _Probe:

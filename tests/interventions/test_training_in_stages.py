@@ -77,7 +77,7 @@ def test_a_series_leaves_the_base_alone_and_its_members_differ(tmp_path: Path) -
 def test_early_signs_are_read_from_the_log_that_a_series_leaves(tmp_path: Path) -> None:
     base, rates = model(), (1e-4, 3e-4, 1e-3, 3e-3)
     folders = [
-        iv.tune_series(base, {str(number): ROWS}, tmp_path, schedule=iv.Schedule(2, 4, rate))[str(number)]
+        iv.tune_series(base, {str(number): [iv.Stage(ROWS)]}, tmp_path, schedule=iv.Schedule(2, 4, rate))[str(number)]
         for number, rate in enumerate(rates)
     ]
     pair = load_pair(base.hf, folders[0], tokenizer=tokenizer(), check=False)

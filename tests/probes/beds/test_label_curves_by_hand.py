@@ -29,6 +29,7 @@ STILL = {**LEARNS, "epochs": 1, "learning_rate": 1e-30}
 def test_wrong_weak_labels_are_mended_by_all_strong_ones() -> None:
     found = probes.elicitation_curve(pair_of(), TRUE, strong=TRUE, weak=FALSE, counts=[12], layer=0.75, **LEARNS)
     assert found.line("strong labels: 0", "weak only")["score"] == 0
+    assert "with strong labels: 12: " in found.summary() and "1.00] (control 0.00, q = " in found.summary()
     for model in ("strong only", "weak, then strong", "probe of the untuned states"):
         line = found.line("strong labels: 12", model)
         assert line["score"] == 1 and line["control"] == 0 and line["q"] < 0.05, model
