@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -173,9 +173,9 @@ def split_lines(scores: Scores, clusters: dict[str, np.ndarray], seed: int) -> l
 
 def carried(table: pd.DataFrame, names: Sequence[str], measured: str) -> str:
     """What tuning and what the soft prompt alone did to the task and to other tasks, in words."""
-    lines, said = table.set_index(["group", "model"]), []
+    lines, said = {(row["group"], row["model"]): row for row in table.to_dict("records")}, []
     for name in names:
-        tuning, soft = lines.loc[(f"{name}, off", CHANGE)], lines.loc[(f"{name}, soft prompt's gain", "base")]
+        tuning, soft = lines[f"{name}, off", CHANGE], lines[f"{name}, soft prompt's gain", "base"]
         said.append(
             f"{name}: tuning {_spanned(tuning)} (q = {tuning['q']:.2g}), the soft prompt on the base {_spanned(soft)} "
             f"(a random one {soft['control']:+.2g}, p = {soft['p']:.2g})"
@@ -183,5 +183,5 @@ def carried(table: pd.DataFrame, names: Sequence[str], measured: str) -> str:
     return f"change of {measured}: {'; '.join(said)}"
 
 
-def _spanned(line: pd.Series) -> str:
+def _spanned(line: Mapping[Any, Any]) -> str:
     return f"{line['score']:+.2g} [{line['low']:.2g}, {line['high']:.2g}]"

@@ -77,11 +77,16 @@ class PartedDiff(Result):
         own = self.table[(self.table["metric"] == metric) & (self.table["model"] == "tuned")].dropna(
             subset=["from_base"]
         )
-        changes = ", ".join(
-            f"{row['part']} {row['from_base']:+.3g} [{row['from_base_low']:.3g}, {row['from_base_high']:.3g}]"
-            for row in own.to_dict("records")
-        )
+        changes = ", ".join(f"{row['part']} {_change(row)}" for row in own.to_dict("records"))
         return f"{self.by}: {parts}. {metric}, tuned - base: {changes}. Control: the base on the same prompts"
+
+
+def _change(row: Mapping[Any, Any]) -> str:
+    """Of no prompt it is told so: [0, 0] would read as if no prompt ever did."""
+    low, high = row["from_base_low"], row["from_base_high"]
+    if row["from_base"] == low == high == 0:
+        return f"+0 (none of its {row['n']:.0f} prompts changed)"
+    return f"{row['from_base']:+.3g} [{low:.3g}, {high:.3g}]"
 
 
 @method(

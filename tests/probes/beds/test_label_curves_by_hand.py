@@ -83,6 +83,9 @@ def test_a_category_that_loses_is_named_beside_the_others() -> None:
     lost, held = (found.line(f"category: {name}") for name in "pq")
     assert (lost["score"], lost["control"], held["score"], held["control"]) == (-1, 0, 0, -1)
     assert lost["q"] < 0.05 <= held["q"]
+    assert (
+        "after 1 rows tuned - base -0.5 [" in found.summary() and "most apart in category: p: -1 [" in found.summary()
+    )
 
 
 def test_a_base_against_itself_learns_as_quickly() -> None:

@@ -123,7 +123,7 @@ def test_a_base_that_knows_nothing_leaves_one_part(pair: Any) -> None:
     rows = [{"prompt": row["prompt"], "answer": " zebra"} for row in ROWS]
     found = known_unknown(pair, rows, max_new_tokens=2)
     assert set(found.table["part"]) == {"unknown"} and "12 unknown" in found.summary()
-    assert "refusal, tuned - base: unknown +0 [0, 0]. Control:" in found.summary()
+    assert "refusal, tuned - base: unknown +0 (none of its 12 prompts changed). Control:" in found.summary()
     with pytest.raises(UserError, match="parts are unknown"):
         found.value("known", "base", "refusal")
 
