@@ -101,7 +101,7 @@ def save_steps(made: Any, folder: Path) -> None:
         (folder / STEPS).write_text(json.dumps({"log_history": log}), encoding="utf-8")
 
 
-def _ends(folder: Path) -> dict[str, float]:
+def _ends(folder: Path) -> dict[str, int | float]:
     """How many steps the model in ``folder`` was trained, and the loss of the first and the last."""
     log = json.loads((folder / STEPS).read_text(encoding="utf-8"))["log_history"]
     return {"steps": len(log), "first_loss": log[0]["loss"], "last_loss": log[-1]["loss"]}
