@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.results import Result
 from workbench.stats.bootstrap import difference_interval
+from workbench.stats.shares import share_difference
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -235,10 +237,9 @@ def _between(measured: Mapping[str, Measured], trial: Trial, first: np.ndarray, 
     for model, scores in measured.items():
         for metric in (metric for metric in trial.metrics if metric not in WHOLE):
             values = scores.mean()[metric].to_numpy()
-            difference = difference_interval(
-                values[first], values[~first], paired=False, clusters=(clusters[first], clusters[~first]),
-                seed=trial.seed,
-            )  # fmt: skip
+            apart = share_difference if metric in trial.shares else partial(difference_interval, paired=False)
+            sides = (clusters[first], clusters[~first])
+            difference = apart(values[first], values[~first], clusters=sides, seed=trial.seed)
             lines.append({"part": " - ".join(names), "model": model, "metric": metric, **difference._asdict()})
     return pd.DataFrame(lines)
 

@@ -178,6 +178,10 @@ def test_confidence_and_critique_make_up_the_accuracy_after() -> None:
     assert 0.8 < lines.loc["confidence (CL)", "low"] < 1 and 0 < lines.loc["critique (CS)", "high"] < 0.2
     change = table[table["model"] == "tuned - base"].set_index("group")
     assert change.loc["confidence (CL)", "low"] > 0 and change.loc["confidence (CL)", "q"] < 0.05
+    right["base"]["after"] = right["base"]["before"]  # both stand by everything: what they mend is not known to the end
+    mended = table_of(correction_lines(right, np.arange(60), 0)).set_index(["group", "model"])
+    line = mended.loc[("critique (CS)", "tuned - base")]
+    assert line["score"] == 0 and -0.2 < line["low"] < -0.05 < 0.05 < line["high"] < 0.2
 
 
 def test_average_precision_is_scikit_learns() -> None:
