@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,6 +88,29 @@ class MaskedAdamW(torch.optim.Optimizer):
             "square": torch.zeros_like(values),
             "steps": torch.zeros((), device=values.device),
         }
+
+
+@dataclass(frozen=True)
+class _Masters:
+    """What a checkpoint holds of an optimizer's float32 values."""
+
+    optimizer: MaskedAdamW
+
+    def state(self) -> dict[str, Any]:
+        return {"entries": self.optimizer.held()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.hold(state["entries"])
+
+
+def holding_small_steps(parameters: Iterable[nn.Parameter], lr: float) -> dict[str, Any]:
+    """Options of a trainer: AdamW with float32 values beside half-precision weights, where a step of 1e-5 is less than
+    the gap between two numbers and would be lost; nothing where no weight is of half precision."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if all(parameter.dtype not in (torch.bfloat16, torch.float16) for parameter in trained):
+        return {}
+    optimizer = MaskedAdamW({parameter: torch.ones_like(parameter, dtype=torch.bool) for parameter in trained}, lr)
+    return {"optimizers": (optimizer, None), "beside": _Masters(optimizer)}
 
 
 def _step(parameter: nn.Parameter, state: dict[str, Any], group: Mapping[str, Any]) -> None:

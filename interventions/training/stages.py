@@ -14,6 +14,7 @@ import numpy as np
 from interventions.recipe import as_adapted
 from interventions.training.ablated import with_lora
 from interventions.training.log import save_steps
+from interventions.training.masked_optimizer import holding_small_steps
 from interventions.training.objectives import OBJECTIVES, Lesson, lesson_of
 from interventions.training.trainer import OnFrozen, Schedule, frozen, seeded
 from workbench.errors import UserError, unknown_name
@@ -136,6 +137,7 @@ def taught(
             args=schedule.arguments(folder, model.device),
             train_dataset=list(lesson.examples),
             data_collator=lesson.collator,
+            **holding_small_steps(moving, schedule.learning_rate),
         )
         try:
             return trainer.run(what, progress)

@@ -74,6 +74,23 @@ def test_a_series_leaves_the_base_alone_and_its_members_differ(tmp_path: Path) -
         iv.tune_series(base, members, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "train",
+    [lambda it, how: iv.tune_in_stages(it, [iv.Stage(ROWS)], schedule=how),
+     lambda it, how: iv.caft_finetune(it, ROWS, schedule=how)],
+    ids=["stages", "caft"],
+)  # fmt: skip
+def test_a_model_in_half_precision_loses_no_small_step(train: Any) -> None:
+    """A step of 1e-5 is less than the gap between two bfloat16 numbers of the size of a weight."""
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        both = [tiny_model("llama").to(torch.bfloat16).to(dtype) for _ in range(2)]
+        train(AdaptedModel(both[1], tokenizer(), role="model"), iv.Schedule(20, 4, 1e-5))
+        before, after = (torch.cat([one.detach().float().flatten() for one in it.parameters()]) for it in both)
+        sizes[dtype] = float((after - before).norm())
+    assert sizes[torch.bfloat16] > 0.6 * sizes[torch.float32] > 0
+
+
 def test_early_signs_are_read_from_the_log_that_a_series_leaves(tmp_path: Path) -> None:
     base, rates = model(), (1e-4, 3e-4, 1e-3, 3e-3)
     folders = [
