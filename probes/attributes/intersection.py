@@ -261,7 +261,7 @@ def _line(
 ) -> dict[str, Any]:
     own, random = (hits[:, list(combination)].all(1).astype(float) for hits in both)
     line = beside_control(own, random, rows.clusters, seed=seed, share=True)
-    return {"wanted": wanted, "number": len(combination), "how": how, **line}
+    return {"how": how, "wanted": wanted, "number": len(combination), **line}
 
 
 def _interference(attributes: Sequence[str], singles: dict[int, np.ndarray], plain: np.ndarray) -> pd.DataFrame:

@@ -174,7 +174,7 @@ class _Measured:
         return np.asarray(self.merged - self.parents.mean(0))
 
     def line(self, seed: int) -> dict[str, Any]:
-        scored = scored_line("", self.name, self.synergy, 0.0, self.clusters, seed)
+        scored = scored_line("", self.name, self.synergy, 0.0, self.clusters, seed, of="changes")
         columns = {name: scored[name] for name in ("score", "low", "high", "p", "n")}
         return {
             "module": self.name, "parameters": self.parameters, **columns,
@@ -191,6 +191,6 @@ def _larger(measured: Sequence[_Measured], seed: int) -> pd.DataFrame:
     for other in others:
         if len(other.synergy) != len(first.synergy) or (other.clusters != first.clusters).any():
             continue  # another tokenizer reads the prompts in another order: no pairs
-        scored = scored_line("", other.name, other.synergy - first.synergy, 0.0, first.clusters, seed)
+        scored = scored_line("", other.name, other.synergy - first.synergy, 0.0, first.clusters, seed, of="changes")
         lines.append({"module": other.name, **{name: scored[name] for name in names[1:]}})
     return pd.DataFrame(lines, columns=names)
