@@ -14,6 +14,7 @@ from interventions.base import Intervention
 from interventions.concept_ablation import ConceptAblation
 from interventions.recipe import Recipe, as_adapted
 from interventions.training.examples import Collator, examples_of
+from interventions.training.masked_optimizer import holding_small_steps
 from interventions.training.trainer import Schedule, seeded
 from workbench.errors import UserError
 from workbench.method_options import As
@@ -135,6 +136,7 @@ def caft_finetune(
             args=schedule.arguments(folder, adapted.device),
             train_dataset=examples,
             data_collator=Collator(pad_id(adapted.tokenizer)),
+            **holding_small_steps(trained.parameters(), schedule.learning_rate),
         )
         stack.enter_context(adapted.active() if recipe is None else recipe.applied(adapted))
         history = trainer.run("fine-tuning", progress or Silent())

@@ -221,8 +221,10 @@ class _Entries:
         self.training.selections = state["selections"]
         masks = {}
         for (name, parameter), held in zip(self.held.items(), state["entries"], strict=False):
-            mask = torch.zeros(parameter.numel(), dtype=torch.bool)
-            mask[held["places"].cpu()] = True
+            places = held["places"]
+            mask = torch.full((parameter.numel(),), places is None)
+            if places is not None:
+                mask[places.cpu()] = True
             masks[name] = mask.view(parameter.shape)
         self.training.masks = masks
 

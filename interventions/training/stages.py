@@ -13,6 +13,8 @@ import numpy as np
 
 from interventions.recipe import as_adapted
 from interventions.training.ablated import with_lora
+from interventions.training.log import save_steps
+from interventions.training.masked_optimizer import holding_small_steps
 from interventions.training.objectives import OBJECTIVES, Lesson, lesson_of
 from interventions.training.trainer import OnFrozen, Schedule, frozen, seeded
 from workbench.errors import UserError, unknown_name
@@ -135,6 +137,7 @@ def taught(
             args=schedule.arguments(folder, model.device),
             train_dataset=list(lesson.examples),
             data_collator=lesson.collator,
+            **holding_small_steps(moving, schedule.learning_rate),
         )
         try:
             return trainer.run(what, progress)
@@ -209,6 +212,7 @@ def tune_series(
         )  # fmt: skip
         made.model.eval().save_pretrained(home / name)
         base.tokenizer.save_pretrained(home / name)
+        save_steps(made, home / name)
         folders[name] = home / name
     return folders
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -73,12 +73,18 @@ class TokenGuidance(ProbeResult):
 
     def summary(self) -> str:
         """Every line."""
-        said = "; ".join(
-            f"{row.how} {row.strength:g}: {row.score:.2g} [{row.low:.2g}, {row.high:.2g}] (control {row.control:.2g}, "
-            f"KL {row.kept_kl:.2g}){' on the front' if row.front else ''}"
-            for row in self.table.itertuples()
-        )
-        return f"{self.behaviour}: {said}; intervals over {self.resampled}. Control: {self.control}."
+        said = "; ".join(_said(row) for row in self.table.to_dict("records"))
+        priced = "" if self.table["kept_kl"].notna().any() else " No prompts to keep, so the price is not told."
+        return f"{self.behaviour}: {said}; intervals over {self.resampled}.{priced} Control: {self.control}."
+
+
+def _said(row: Mapping[Any, Any]) -> str:
+    """A line of the table; the front and its price where there were prompts to keep."""
+    strength = "" if np.isnan(row["strength"]) else f" {row['strength']:g}"
+    price = "" if np.isnan(row["kept_kl"]) else f", KL {row['kept_kl']:.2g}"
+    front = " on the front" if price and row["front"] else ""
+    score = f"{row['score']:.2g} [{row['low']:.2g}, {row['high']:.2g}]"
+    return f"{row['how']}{strength}: {score} (control {row['control']:.2g}, q = {row['q']:.2g}{price}){front}"
 
 
 @method(

@@ -121,7 +121,11 @@ class TuningDictionary(ProbeResult):
             held += "; " + ", ".join(
                 f"{int(kinds.get(kind, 0))} {kind}" for kind in ("tuned", "base", "shared", "mixed")
             )
-        text = f"{held}; latent {best['latent']:.0f} carries most of tuning's change, {best['explained']:.1%}"
+        text = (
+            f"{held}; latent {best['latent']:.0f} carries most of tuning's change, a share of {best['explained']:.2g}"
+        )
+        if self.form != "crosscoder":
+            text += f" [{best['low']:.2g}, {best['high']:.2g}], control {best['control']:.2g}, q = {best['q']:.2g}"
         if len(self.labelled):
             first, means = self.labelled.iloc[0], self.labelled.iloc[-2:]["auroc"]
             text += (

@@ -91,7 +91,7 @@ def context_use(
         }),
         measured=metric,
         heading="Use of the given context",
-        verdict=_verdict(table),
+        verdict=_verdict(table, metric),
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def context_lines(scores: dict[str, dict[str, np.ndarray]], clusters: np.ndarray
     return [*lines, *paired_lines("context use", gained, control, clusters, seed)]
 
 
-def _verdict(table: pd.DataFrame) -> str:
+def _verdict(table: pd.DataFrame, measured: str) -> str:
     row = table[(table["group"] == "context use") & (table["model"] == CHANGE)].iloc[0]
     said = "unchanged as far as these prompts can tell"
     if row["high"] < 0 and row["q"] < 0.05:
@@ -133,5 +133,6 @@ def _verdict(table: pd.DataFrame) -> str:
     if row["low"] > 0 and row["q"] < 0.05:
         said = "better after tuning"
     return (
-        f"use of the context is {said}: {row['score']:+.3g} [{row['low']:.3g}, {row['high']:.3g}], q = {row['q']:.2g}"
+        f"use of the context is {said}: {row['score']:+.3g} [{row['low']:.3g}, {row['high']:.3g}] {measured}, control "
+        f"{row['control']:+.3g}, q = {row['q']:.2g}"
     )

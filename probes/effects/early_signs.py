@@ -52,11 +52,11 @@ def early_signs(
     """Gradient norm and loss over the first steps of each run, against the run's final change and answers (Pareja et
     al. 2024).
 
-    A run is a folder that transformers' Trainer saved: weights or adapter, and trainer_state.json with its log. Signs
-    are the mean gradient norm, the mean loss and the fall of the loss in the first ``early`` part of the logged steps;
-    outcomes are the size of the change (its norm over all tensors) and the log-probability of held-out answers. The
-    score is Spearman's rho over the runs. The control is the same sign read from the last part of the log, which knows
-    the end.
+    A run is a folder that transformers' Trainer or a training of ours saved: weights or adapter, and its log,
+    trainer_state.json. Signs are the mean gradient norm, the mean loss and the fall of the loss in the first ``early``
+    part of the logged steps; outcomes are the size of the change (its norm over all tensors) and the log-probability of
+    held-out answers. The score is Spearman's rho over the runs. The control is the same sign read from the last part of
+    the log, which knows the end.
 
     Args:
         pair: The base of all runs, and one tuned model (of which only the base is read).
@@ -73,7 +73,9 @@ def early_signs(
     """
     check_pair(pair, prompts)
     if len(runs) < FEWEST:
-        raise UserError(f"{len(runs)} runs cannot be ranked: give {FEWEST} or more folders that a Trainer saved.")
+        raise UserError(
+            f"{len(runs)} runs cannot be ranked: give {FEWEST} or more folders of trained models with their log."
+        )
     if not 0 < early <= 0.5:
         raise UserError(f"early is {early}: give a part of the steps above 0, up to 0.5.")
     rows = Prompts.of(prompts)
@@ -109,7 +111,7 @@ def read_log(run: Path) -> pd.DataFrame:
     """step, loss, grad_norm of a run, in order of steps."""
     path = run / LOG
     if not path.is_file():
-        raise UserError(f"{run} holds no {LOG}: give a checkpoint folder that transformers' Trainer saved.")
+        raise UserError(f"{run} holds no {LOG}: give a folder that transformers' Trainer or `tunescope train` saved.")
     try:
         history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         rows = [{"step": entry["step"], "loss": entry["loss"], "grad_norm": entry.get("grad_norm", np.nan)}

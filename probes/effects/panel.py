@@ -16,7 +16,7 @@ from workbench.figures.series import labelled_points
 from workbench.stats.bootstrap import difference_interval, mean_interval
 from workbench.stats.fdr import q_values
 from workbench.stats.intervals import Interval, Intervals
-from workbench.stats.shares import share_interval, with_exact_change
+from workbench.stats.shares import share_difference, share_interval, with_exact_change
 from workbench.stats.tests import paired_permutation, permutation
 from workbench.typing import Float, Int
 
@@ -139,7 +139,10 @@ def between_line(
     condition: str, model: str, sides: tuple[np.ndarray, np.ndarray], clusters: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, Any]:
     """A line of the table: the mean of one set of prompts less that of another, tested by exchanging members."""
-    interval = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
+    if " - " in model:  # of changes: 0 on every prompt is no share of which none is a hit
+        interval = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
+    else:
+        interval = share_difference(*sides, clusters=clusters, seed=seed)
     units = [cluster_means(side[:, None], own) for side, own in zip(sides, clusters, strict=True)]
     return {
         "group": condition, "model": model, "score": interval.estimate, "low": interval.low, "high": interval.high,

@@ -59,7 +59,8 @@ class Pollution(ProbeResult):
 
     def summary(self) -> str:
         wanted = ", ".join(
-            f"{row['module']} {row['score']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+            f"{row['module']} {row['score']:+.2f} standard deviations [{row['low']:+.2f}, {row['high']:+.2f}] "
+            f"(resampled base {row['control']:+.2f}, q = {row['q']:.2g})"
             for _, row in self.table[self.table["wanted"]].iterrows()
         )
         others = self.table[~self.table["wanted"]]

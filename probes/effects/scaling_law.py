@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from workbench.prompts.collection import Prompts
 
 DRAWS = 200
 FEWEST = 4
+NUMBERS = 4
+"""Of the rectified law: B, D0, beta and the floor."""
 
 MOST_ROWS = 1e30
 """Rows that a fine-tune is said to be worth at most."""
@@ -55,7 +57,8 @@ def scaling_law(
     D0, the pre-learned data size, says in the units of D^beta how much the base already knew; ``numbers`` hold it, with
     its interval over prompts, as ``rows worth`` = D0^(1/beta) too. Below that the loss hardly falls (the pre-power
     phase), above it falls as a power. The base counts as D = 0. The control is the law without D0, a plain power law:
-    ``gain in R2`` is how much better the rectified one fits the tunes, and near 0 where the base knew nothing.
+    ``gain in R2`` is how much better the rectified one fits the tunes, and near 0 where the base knew nothing; four
+    tunes or fewer it meets whatever they are. The interval is over prompts, and holds nothing of another training's.
 
     Args:
         pair: The base, and the fine-tune on most data.
@@ -105,11 +108,18 @@ def scaling_law(
         heading="Loss over data",
         verdict=(
             f"the base's knowledge is worth {numbers['rows worth']:.3g} rows [{numbers['rows worth, low']:.3g}, "
-            f"{numbers['rows worth, high']:.3g}]; beta {numbers['beta']:.2f}, R2 {numbers['R2']:.3f}, plain power law "
-            f"{numbers['plain R2']:.3f}"
+            f"{numbers['rows worth, high']:.3g}] over prompts; beta {numbers['beta']:.2f}, R2 {numbers['R2']:.3f}; "
+            f"{beyond_plain(len(sizes), numbers)}"
         ),
         numbers=numbers,
     )  # fmt: skip
+
+
+def beyond_plain(tunes: int, numbers: Mapping[str, float]) -> str:
+    """What the tunes say for the law, in words: its four numbers meet four losses, whatever they are."""
+    if tunes <= NUMBERS:
+        return f"its {NUMBERS} numbers meet {tunes} tunes whatever they are, so five or more must bear it out"
+    return f"on the tunes alone {numbers['gain in R2']:+.3f} R2 beyond a plain power law"
 
 
 def _loss(pair: ModelPair, rows: Prompts, batch_size: int) -> np.ndarray:

@@ -19,7 +19,8 @@ from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
-from workbench.stats.shares import share_interval
+from workbench.stats.intervals import Interval
+from workbench.stats.shares import difference_edges, share_interval
 
 CHALLENGE = "Are you sure? Think again and give your final answer."
 NEUTRAL = "Please say your answer once more."
@@ -27,6 +28,8 @@ DRAWS = 2_000
 QUANTITIES = ("accuracy before", "accuracy after", "confidence (CL)", "critique (CS)", "relative score (RSS)")
 SHARES = (("before", None), ("after", None), ("after", 1.0), ("after", 0.0))
 """Of the first four: the answers that are counted, and what was said before them where that divides the prompts."""
+OF_SOME = (2, 3)
+"""Of the quantities: shares of some of the prompts, which are others for each model."""
 
 
 @method(
@@ -140,8 +143,12 @@ def correction_lines(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarr
         for model in points:
             known = drawn[model][:, place][np.isfinite(drawn[model][:, place])]
             low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-            if points[model][place] in (0.0, 1.0) and model in right and place < len(SHARES):
-                low, high = _exact(right[model], SHARES[place], clusters)
+            agreeing = [role for role in right if points[role][place] in (0.0, 1.0)]
+            if model in agreeing and place < len(SHARES):
+                low, high = _exact(right[model], SHARES[place], clusters)[1:3]
+            elif model == CHANGE and agreeing and place in OF_SOME and np.isfinite(points[CHANGE][place]):
+                tuned, base = (_exact(right[role], SHARES[place], clusters) for role in ("tuned", "base"))
+                low, high = difference_edges(tuned, base)
             lines.append({
                 "group": quantity, "model": model, "score": points[model][place], "low": low, "high": high,
                 "control": plain[model][place], "p": p[place] if model == CHANGE else np.nan, "n": n,
@@ -149,12 +156,11 @@ def correction_lines(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarr
     return lines
 
 
-def _exact(own: dict[str, np.ndarray], share: tuple[str, float | None], clusters: np.ndarray) -> tuple[float, float]:
-    """The interval of a share of which every prompt agrees, which no resample tells."""
+def _exact(own: dict[str, np.ndarray], share: tuple[str, float | None], clusters: np.ndarray) -> Interval:
+    """The interval of a share, exact where every prompt agrees, which no resample tells."""
     name, before = share
     counted = np.ones(len(clusters), dtype=bool) if before is None else own["before"] == before
-    interval = share_interval(own[name][counted], clusters=clusters[counted])
-    return interval.low, interval.high
+    return share_interval(own[name][counted], clusters=clusters[counted])
 
 
 def _exchanged(right: dict[str, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> np.ndarray:

@@ -131,7 +131,12 @@ def _verdict(table: pd.DataFrame, spread: dict[str, float]) -> str:
     up = change[(change["q"] < 0.05) & (change["score"] > 0)]["group"].tolist()
     down = change[(change["q"] < 0.05) & (change["score"] < 0)]["group"].tolist()
     alike = "" if spread["p of the spread"] < 0.05 else "; skills do not differ beyond chance"
-    return f"up: {', '.join(up) or 'none'}; down: {', '.join(down) or 'none'}{alike}"
+    most = change.iloc[int(change["score"].abs().fillna(0).to_numpy().argmax())]
+    largest = (
+        f"most: {most['group']} {most['score']:+.2g} [{most['low']:.2g}, {most['high']:.2g}], others "
+        f"{most['control']:+.2g}, q = {most['q']:.2g}"
+    )
+    return f"up: {', '.join(up) or 'none'}; down: {', '.join(down) or 'none'}; {largest}{alike}"
 
 
 @method(

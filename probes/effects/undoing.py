@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -13,7 +13,7 @@ from interventions.training.trainer import Schedule
 from probes.call_settings import call_settings
 from probes.halves import answer_scores
 from probes.replay import counted
-from probes.resampling import units_of
+from probes.resampling import bootstrap_weights, interval, units_of
 from probes.results import ProbeResult, Provenance
 from probes.scored import beside_control, with_q
 from workbench.argument_checks import check_pair
@@ -29,6 +29,7 @@ from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float
 
+DRAWS = 1_000
 FIRST_WORDS = 3
 """Words of a text that are read and not learnt: something must stand before what is predicted."""
 
@@ -39,7 +40,8 @@ class Undoing(ProbeResult):
 
     ``score``: change of the answers' log-probability (nats per token) on the instructions, with its interval over
     prompts; below 0: following was lost; ``control``: the same under random changes of the same norm in every module,
-    ``q`` of the difference; ``retained``: what is left of tuned - base, as a share (NaN where tuning did nothing);
+    ``q`` of the difference; ``retained``: what is left of tuned - base, as a share, from ``retained_low`` to
+    ``retained_high`` (NaN where the interval of tuned - base holds 0: then there is nothing to keep a share of);
     ``learnt``: fall of the loss (nats per token) on the training rows; ``base``, ``tuned``: the answers before.
     """
 
@@ -51,10 +53,17 @@ class Undoing(ProbeResult):
     def summary(self) -> str:
         said = "; ".join(
             f"after {row['module']} {row['score']:+.3g} nats [{row['low']:+.3g}, {row['high']:+.3g}] (random change "
-            f"{row['control']:+.3g}), {row['retained']:.0%} of the tuning's gain left, learnt {row['learnt']:.3g}"
-            for _, row in self.table.iterrows()
+            f"{row['control']:+.3g}, q = {row['q']:.2g}), {_left(row)}, learnt {row['learnt']:.3g}"
+            for row in self.table.to_dict("records")
         )
         return f"{said}; over {self.resampled}. Control: {self.control}."
+
+
+def _left(row: Mapping[Any, Any]) -> str:
+    if np.isnan(row["retained"]):
+        return f"no gain of the tuning is shown ({row['tuned'] - row['base']:+.3g} nats)"
+    span = f"{row['retained_low']:.0%}, {row['retained_high']:.0%}"
+    return f"{row['retained']:.0%} [{span}] of the tuning's gain left"
 
 
 @method(
@@ -160,13 +169,24 @@ def _line(
     learnt = answer_scores(Subject("tuned", trained.tuned), own, work) - taught
     random = np.array([outcome - before["tuned"] for outcome in _random(trained, rows, draws, schedule.seed, work)])
     chance = random.mean(0) if draws else np.zeros_like(change)
-    gain = float((before["tuned"] - before["base"]).mean())
+    gain = before["tuned"] - before["base"]
     return {
         **beside_control(change, chance, rows.clusters, seed=schedule.seed),
         **({} if draws else {"control": float("nan")}),
-        "retained": (gain + float(change.mean())) / gain if gain else float("nan"), "learnt": float(learnt.mean()),
+        **_retained(gain, change, rows.clusters, schedule.seed), "learnt": float(learnt.mean()),
         "base": float(before["base"].mean()), "tuned": float(before["tuned"].mean()), "n": len(rows),
     }  # fmt: skip
+
+
+def _retained(gain: np.ndarray, change: np.ndarray, clusters: np.ndarray, seed: int) -> dict[str, float]:
+    """The share of tuned - base that is left, with its interval over prompts; NaN where there is no such gain."""
+    weights = bootstrap_weights(len(gain), DRAWS, seed, clusters)
+    gains, changes = weights @ gain, weights @ change
+    names = ("retained", "retained_low", "retained_high")
+    if np.quantile(gains, 0.025) <= 0:
+        return dict.fromkeys(names, float("nan"))
+    low, high = interval((1 + changes / gains)[:, None])
+    return dict(zip(names, (1 + change.mean() / gain.mean(), low[0], high[0]), strict=True))
 
 
 def _trained(tuned: AdaptedModel, own: Prompts, rank: int, schedule: Schedule, bar: Progress) -> ModelPair:

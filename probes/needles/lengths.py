@@ -50,7 +50,8 @@ class SameHeads(ProbeResult):
         lines = [
             f"{row['module']} tokens: base answers {row['base_answered']:.0%}, tuned {row['tuned_answered']:.0%}, "
             + ("no map" if np.isnan(row["score"]) else
-               f"rho {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['shared']:.0f} of "
+               f"rho {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (control {row['control']:.2f}), "
+               f"{row['shared']:.0f} of "
                f"{row['best']:.0f} best heads shared (chance {row['chance']:.1f}), q = {row['q']:.2g}")
             for row in self.table.to_dict("records")
         ]  # fmt: skip

@@ -44,6 +44,8 @@ class CrossTask(ProbeResult):
 
     by_layer: pd.DataFrame
     similarities: pd.DataFrame
+    measured: str
+    """What a gain is one of."""
 
     title: ClassVar[str] = "Cross-task examples"
     unit: ClassVar[str] = "gain over no examples"
@@ -58,13 +60,14 @@ class CrossTask(ProbeResult):
         for model, own in self.by_layer.groupby("model", sort=False):
             row = own.iloc[int(own["rho"].to_numpy().argmax())]
             said.append(
-                f"{model}: rho {row['rho']:.2f} at layer {row['layer']:.0f} (p = {row['p']:.2g} over all layers)"
+                f"{model}: rho {row['rho']:.2f} at layer {row['layer']:.0f} (tasks exchanged {row['control']:.2f}; p = "
+                f"{row['p']:.2g} over all layers)"
             )
         row = self.frame().iloc[0]
         return (
             f"Similarity of activations against gain: {'; '.join(said)}. Best: examples of {row['module']} for "
-            f"{row['group']} ({row['model']}), {row['score']:+.2f} [{row['low']:.2f}, {row['high']:.2f}]. Control: "
-            f"{self.control}"
+            f"{row['group']} ({row['model']}), {row['score']:+.2g} [{row['low']:.2g}, {row['high']:.2g}] in "
+            f"{self.measured}, control {row['control']:+.2g}. Control: {self.control}"
         )
 
 
@@ -142,6 +145,7 @@ def cross_task(
         provenance=Provenance.of("cross_task", pair, rows, seed=seed, forward_passes=passes.forward),
         by_layer=pd.concat(layers, ignore_index=True),
         similarities=pd.DataFrame(similar),
+        measured=metric,
     )  # fmt: skip
 
 

@@ -149,12 +149,19 @@ def _answers(pair: ModelPair, rows: Prompts, writer: str, most: int) -> list[lis
 
 
 def influence(
-    model: AdaptedModel, prompt: Sequence[int], answer: Sequence[int], *, whole: bool = False
+    model: AdaptedModel,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    steps: Sequence[int] | None = None,
+    whole: bool = False,
 ) -> Float[Tensor, "read answer"]:
     """Gradient of the probability of each answer token times the embedding of each prompt token.
 
+    ``steps``: the answer tokens that are followed back, by their place; each costs a backward pass, None: all.
     ``whole``: of every token that is read, the answer's own among them (0 for those that come later).
     """
+    followed = range(len(answer)) if steps is None else list(steps)
     read = len(prompt) + len(answer) if whole else len(prompt)
     embeddings: list[Tensor] = []
 
@@ -170,9 +177,9 @@ def influence(
                 logits = model.inner(input_ids=ids, use_cache=False).logits[0].float()
                 chance = logits.softmax(-1)
                 columns = []
-                for step, token in enumerate(answer):
-                    own = chance[len(prompt) + step - 1, token]
-                    (slope,) = torch.autograd.grad(own, embeddings[0], retain_graph=step + 1 < len(answer))
+                for step in followed:
+                    own = chance[len(prompt) + step - 1, answer[step]]
+                    (slope,) = torch.autograd.grad(own, embeddings[0], retain_graph=step != followed[-1])
                     columns.append((slope[0] * embeddings[0][0]).sum(-1)[:read].detach().float().cpu())
         finally:
             handle.remove()

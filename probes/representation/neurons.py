@@ -62,7 +62,8 @@ class NeuronConcepts(ProbeResult):
         return (
             f"{self.concept}: {sure} listed neurons changed in selectivity (q < 0.05); most gained L{row['layer']:.0f} "
             f"N{row['direction']:.0f}, area {row['base']:.2f} to {row['tuned']:.2f} ({row['score']:+.2f} "
-            f"[{row['low']:.2f}, {row['high']:.2f}]), over {self.resampled}. Control: {self.control}"
+            f"[{row['low']:.2f}, {row['high']:.2f}], control {row['control']:+.2f}), over {self.resampled}. Control: "
+            f"{self.control}"
         )
 
 

@@ -89,7 +89,8 @@ def question_dependency(
             dependencies = []
             for prompt, answer in zip(ids, answers, strict=True):
                 steps = _steps(len(answer), skip, most)
-                influenced = influence(pair.models[role], prompt, answer[: int(steps[-1]) + 1], whole=True)
+                read = answer[: int(steps[-1]) + 1]
+                influenced = influence(pair.models[role], prompt, read, steps=steps.tolist(), whole=True)
                 dependencies.append(dependency(influenced, len(prompt), steps))
                 bar.advance()
             scores[role] = np.array(dependencies)
@@ -108,7 +109,7 @@ def question_dependency(
         control="even influence of everything read so far",
         provenance=Provenance.of(
             "question_dependency", pair, rows, seed=seed, forward_passes=passes.forward or 2 * len(rows),
-            backward_passes=2 * sum(int(_steps(len(answer), skip, most)[-1]) + 1 for answer in answers),
+            backward_passes=2 * sum(len(_steps(len(answer), skip, most)) for answer in answers),
         ),
         values=pd.DataFrame({
             f"{role}: {name}": scores[role][:, column]
@@ -116,6 +117,7 @@ def question_dependency(
         }),
         measured="share of influence; distance over the largest",
         heading="Dependency on the question",
+        units={QUESTION: "of an answer token's influences", DISTANCE: "of the largest distance"},
     )  # fmt: skip
 
 
@@ -125,13 +127,14 @@ def _steps(length: int, skip: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(skip, length - 1, count).round().astype(int))
 
 
-def dependency(influenced: Float[Tensor, "read answer"], prompt: int, steps: np.ndarray) -> tuple[float, float]:
-    """(share of influence on the first ``prompt`` tokens, mean distance over the largest), means over ``steps``."""
+def dependency(influenced: Float[Tensor, "read step"], prompt: int, steps: np.ndarray) -> tuple[float, float]:
+    """(share of influence on the first ``prompt`` tokens, mean distance over the largest), means over ``steps``, the
+    places of the answer tokens that each column is of."""
     size = influenced.abs().double().numpy()
     shares, distances = [], []
-    for step in steps:
+    for column, step in enumerate(steps):
         behind = prompt + int(step)
-        weights = size[:behind, int(step)]
+        weights = size[:behind, column]
         total = weights.sum()
         if total <= 0:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -96,8 +96,9 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         random = _random_prompt(pair, soft, seed)
         scores = _scores(pair, checkpoints, {"on": soft, "random": random}, asked_rows, metric, options, progress)
     clusters = {name: own.clusters for name, own in asked_rows.items()}
+    table = table_of(split_lines(scores, clusters, seed))
     return EffectPanel(
-        table=table_of(split_lines(scores, clusters, seed)),
+        table=table,
         control="a soft prompt of random token embeddings",
         provenance=Provenance.of(
             "soft_prompt_split", pair, rows, seed=seed, forward_passes=passes.forward,
@@ -106,6 +107,7 @@ def soft_prompt_split(  # noqa: PLR0913 (a public call)
         values=pd.DataFrame({" | ".join(key): pd.Series(values) for key, values in scores.items()}),
         measured=metric,
         heading="Soft prompt and weights",
+        verdict=carried(table, list(clusters), metric),
     )  # fmt: skip
 
 
@@ -167,3 +169,19 @@ def split_lines(scores: Scores, clusters: dict[str, np.ndarray], seed: int) -> l
             scored_line(f"{name}, interaction", CHANGE, *both, own, seed),
         ]
     return lines
+
+
+def carried(table: pd.DataFrame, names: Sequence[str], measured: str) -> str:
+    """What tuning and what the soft prompt alone did to the task and to other tasks, in words."""
+    lines, said = {(row["group"], row["model"]): row for row in table.to_dict("records")}, []
+    for name in names:
+        tuning, soft = lines[f"{name}, off", CHANGE], lines[f"{name}, soft prompt's gain", "base"]
+        said.append(
+            f"{name}: tuning {_spanned(tuning)} (q = {tuning['q']:.2g}), the soft prompt on the base {_spanned(soft)} "
+            f"(a random one {soft['control']:+.2g}, p = {soft['p']:.2g})"
+        )
+    return f"change of {measured}: {'; '.join(said)}"
+
+
+def _spanned(line: Mapping[Any, Any]) -> str:
+    return f"{line['score']:+.2g} [{line['low']:.2g}, {line['high']:.2g}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -152,7 +152,7 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
         values=pd.DataFrame(values),
         measured=metric,
         heading="Elicitation by labels",
-        verdict=_best(table),
+        verdict=_best(with_q(table), metric),
         numbers={"untuned": float(untuned.mean())},
     )  # fmt: skip
 
@@ -164,12 +164,13 @@ def _sizes(counts: Sequence[int], most: int, what: str) -> list[int]:
     return sizes
 
 
-def _best(table: pd.DataFrame) -> str:
+def _best(table: pd.DataFrame, measured: str) -> str:
     said = []
     for name, of in table.groupby("group", sort=False):
         best = of.sort_values("score", kind="stable").iloc[-1]
-        said.append(f"{name}: {best['model']} {best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}]")
-    return "; ".join(said)
+        beside = f"control {best['control']:.2f}, q = {best['q']:.2g}"
+        said.append(f"{name}: {best['model']} {best['score']:.2f} [{best['low']:.2f}, {best['high']:.2f}] ({beside})")
+    return f"best {measured} with {'; with '.join(said)}"
 
 
 class _Probe:
@@ -272,8 +273,9 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
     lines = _curve_lines(curve, rows.clusters, seed)
     if kinds is not None:
         lines += _category_lines(curve[sizes[-1]], kinds, rows.clusters, seed)
+    table = table_of(lines)
     return EffectPanel(
-        table=table_of(lines),
+        table=table,
         control="each model untrained; of a category, the other categories",
         provenance=Provenance.of(
             "sample_efficiency", pair, rows, seed=seed, settings=call_settings(None, training=taught),
@@ -281,8 +283,29 @@ def sample_efficiency(  # noqa: PLR0913 (a public call)
         values=pd.DataFrame({f"{count}: {role}": values for count, of in curve.items() for role, values in of.items()}),
         measured=metric,
         heading="Learning from few rows",
+        verdict=_after(table, sizes[-1], metric),
         numbers={f"area of {role}": _area(curve, role) for role in ("base", "tuned")},
     )  # fmt: skip
+
+
+def _after(table: pd.DataFrame, count: int, measured: str) -> str:
+    """The difference after most rows, that before any, and the category where it is largest."""
+    changes = {row["group"]: row for row in table[table["model"] == CHANGE].to_dict("records")}
+    last, first = changes[f"rows: {count}"], changes["rows: 0"]
+    said = (
+        f"after {count} rows tuned - base {_spanned(last)} {measured}, q = {last['q']:.2g}; untrained {_spanned(first)}"
+    )
+    kinds = [row for group, row in changes.items() if group.startswith("category: ")]
+    if not kinds:
+        return said
+    most = max(kinds, key=lambda row: abs(row["score"] - row["control"]))
+    return (
+        f"{said}; most apart in {most['group']}: {_spanned(most)}, others {most['control']:+.2g}, q = {most['q']:.2g}"
+    )
+
+
+def _spanned(line: Mapping[Any, Any]) -> str:
+    return f"{line['score']:+.2g} [{line['low']:.2g}, {line['high']:.2g}]"
 
 
 def _curve_lines(curve: dict[int, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

@@ -54,10 +54,11 @@ class MergeSynergy(ProbeResult):
         """Each size's synergy."""
         lines = [
             f"{row['module']} {row['score']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] (merge {row['merged']:.2f}, "
-            f"parents {row['parents']:.2f}, the better {row['best_parent']:.2f}; q = {row['q']:.2g})"
+            f"parents {row['parents']:.2f}, the better {row['best_parent']:.2f}; control {row['control']:+.2f}, q = "
+            f"{row['q']:.2g})"
             for row in self.table.to_dict("records")
         ]
-        return f"Synergy: {'; '.join(lines)}. Control: {self.control}."
+        return f"Synergy in shares of right answers: {'; '.join(lines)}. Control: {self.control}."
 
 
 @method(
@@ -173,7 +174,7 @@ class _Measured:
         return np.asarray(self.merged - self.parents.mean(0))
 
     def line(self, seed: int) -> dict[str, Any]:
-        scored = scored_line("", self.name, self.synergy, 0.0, self.clusters, seed)
+        scored = scored_line("", self.name, self.synergy, 0.0, self.clusters, seed, of="changes")
         columns = {name: scored[name] for name in ("score", "low", "high", "p", "n")}
         return {
             "module": self.name, "parameters": self.parameters, **columns,
@@ -190,6 +191,6 @@ def _larger(measured: Sequence[_Measured], seed: int) -> pd.DataFrame:
     for other in others:
         if len(other.synergy) != len(first.synergy) or (other.clusters != first.clusters).any():
             continue  # another tokenizer reads the prompts in another order: no pairs
-        scored = scored_line("", other.name, other.synergy - first.synergy, 0.0, first.clusters, seed)
+        scored = scored_line("", other.name, other.synergy - first.synergy, 0.0, first.clusters, seed, of="changes")
         lines.append({"module": other.name, **{name: scored[name] for name in names[1:]}})
     return pd.DataFrame(lines, columns=names)

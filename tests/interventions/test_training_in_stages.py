@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import interventions as iv
 import probes
 from interventions.training.examples import IGNORED, Example
+from interventions.training.log import STEPS
 from interventions.training.objectives import MaskedThought, orpo_loss
 from probes.effects.answers import margins
 from tests.tiny import tiny_model, tokenizer
@@ -66,8 +68,39 @@ def test_a_series_leaves_the_base_alone_and_its_members_differ(tmp_path: Path) -
     assert all(torch.equal(value, before[name]) for name, value in base.hf.state_dict().items())
     pair = load_pair(base.hf, folders["mixed"], tokenizer=tokenizer(), check=False)
     assert not torch.equal(pair.tuned.hf.lm_head.weight, before["lm_head.weight"])
+    steps = [entry["step"] for entry in json.loads((folders["dual-stage"] / STEPS).read_text())["log_history"]]
+    assert steps == [1, 2, 3, 4]  # two stages of two batches, counted on
     with pytest.raises(UserError, match="exists already"):
         iv.tune_series(base, members, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [lambda it, how: iv.tune_in_stages(it, [iv.Stage(ROWS)], schedule=how),
+     lambda it, how: iv.caft_finetune(it, ROWS, schedule=how)],
+    ids=["stages", "caft"],
+)  # fmt: skip
+def test_a_model_in_half_precision_loses_no_small_step(train: Any) -> None:
+    """A step of 1e-5 is less than the gap between two bfloat16 numbers of the size of a weight."""
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        both = [tiny_model("llama").to(torch.bfloat16).to(dtype) for _ in range(2)]
+        train(AdaptedModel(both[1], tokenizer(), role="model"), iv.Schedule(20, 4, 1e-5))
+        before, after = (torch.cat([one.detach().float().flatten() for one in it.parameters()]) for it in both)
+        sizes[dtype] = float((after - before).norm())
+    assert sizes[torch.bfloat16] > 0.6 * sizes[torch.float32] > 0
+
+
+def test_early_signs_are_read_from_the_log_that_a_series_leaves(tmp_path: Path) -> None:
+    base, rates = model(), (1e-4, 3e-4, 1e-3, 3e-3)
+    folders = [
+        iv.tune_series(base, {str(number): [iv.Stage(ROWS)]}, tmp_path, schedule=iv.Schedule(2, 4, rate))[str(number)]
+        for number, rate in enumerate(rates)
+    ]
+    pair = load_pair(base.hf, folders[0], tokenizer=tokenizer(), check=False)
+    found = probes.early_signs(pair, ROWS, runs=[str(folder) for folder in folders])
+    assert found.line("fall of the loss against size of the change", "tuned")["score"] == pytest.approx(1)
+    assert found.values["size of the change"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize(

@@ -143,13 +143,14 @@ def test_a_question_dependency_of_a_base_against_itself_is_none() -> None:
     found = probes.question_dependency(**call)
     change = found.table[found.table["model"] == "tuned - base"]
     assert (change["score"] == 0).all() and (change["q"] == 1).all()
+    assert "of an answer token's influences, control" in found.summary()
 
 
 def test_dependency_by_hand() -> None:
     import torch
 
     influenced = torch.tensor([[2.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, 0.0]])  # prompt, then answer
-    share, distance = dependency(influenced, 2, np.array([1]))
+    share, distance = dependency(influenced[:, 1:], 2, np.array([1]))
     assert share == pytest.approx(2 / 4) and distance == pytest.approx((3 + 2 + 2) / 4 / 3)
     assert even_dependency(2, np.array([1])) == (pytest.approx(2 / 3), pytest.approx((3 + 2 + 1) / 3 / 3))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from workbench.models.pair import ModelPair
 from workbench.prompts.collection import Prompts
 from workbench.results import Result
 from workbench.stats.bootstrap import difference_interval
+from workbench.stats.shares import share_difference
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -77,11 +79,16 @@ class PartedDiff(Result):
         own = self.table[(self.table["metric"] == metric) & (self.table["model"] == "tuned")].dropna(
             subset=["from_base"]
         )
-        changes = ", ".join(
-            f"{row['part']} {row['from_base']:+.3g} [{row['from_base_low']:.3g}, {row['from_base_high']:.3g}]"
-            for row in own.to_dict("records")
-        )
+        changes = ", ".join(f"{row['part']} {_change(row)}" for row in own.to_dict("records"))
         return f"{self.by}: {parts}. {metric}, tuned - base: {changes}. Control: the base on the same prompts"
+
+
+def _change(row: Mapping[Any, Any]) -> str:
+    """Of no prompt it is told so: [0, 0] would read as if no prompt ever did."""
+    low, high = row["from_base_low"], row["from_base_high"]
+    if row["from_base"] == low == high == 0:
+        return f"+0 (none of its {row['n']:.0f} prompts changed)"
+    return f"{row['from_base']:+.3g} [{low:.3g}, {high:.3g}]"
 
 
 @method(
@@ -230,10 +237,9 @@ def _between(measured: Mapping[str, Measured], trial: Trial, first: np.ndarray, 
     for model, scores in measured.items():
         for metric in (metric for metric in trial.metrics if metric not in WHOLE):
             values = scores.mean()[metric].to_numpy()
-            difference = difference_interval(
-                values[first], values[~first], paired=False, clusters=(clusters[first], clusters[~first]),
-                seed=trial.seed,
-            )  # fmt: skip
+            apart = share_difference if metric in trial.shares else partial(difference_interval, paired=False)
+            sides = (clusters[first], clusters[~first])
+            difference = apart(values[first], values[~first], clusters=sides, seed=trial.seed)
             lines.append({"part": " - ".join(names), "model": model, "metric": metric, **difference._asdict()})
     return pd.DataFrame(lines)
 

@@ -23,9 +23,8 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts.collection import Prompts
 from workbench.results import Provenance, Result
-from workbench.stats.bootstrap import difference_interval
 from workbench.stats.controls import MIN_DRAWS
-from workbench.stats.shares import share_interval
+from workbench.stats.shares import share_difference, share_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -218,6 +217,6 @@ def _selective(rows: pd.DataFrame, scopes: Mapping[str, Prompts], seed: int) -> 
         values = {name: part["changed"].to_numpy(np.float64) for name, part in own.groupby("scope", sort=False)}
         for scope in list(scopes)[1:]:
             both = (scopes[SCOPES[0]].clusters, scopes[scope].clusters)
-            difference = difference_interval(values[SCOPES[0]], values[scope], paired=False, clusters=both, seed=seed)
+            difference = share_difference(values[SCOPES[0]], values[scope], clusters=both, seed=seed)
             lines.append({"recipe": recipe, "against": scope, **difference._asdict()})
     return pd.DataFrame(lines)

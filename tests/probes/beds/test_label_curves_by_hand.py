@@ -29,6 +29,7 @@ STILL = {**LEARNS, "epochs": 1, "learning_rate": 1e-30}
 def test_wrong_weak_labels_are_mended_by_all_strong_ones() -> None:
     found = probes.elicitation_curve(pair_of(), TRUE, strong=TRUE, weak=FALSE, counts=[12], layer=0.75, **LEARNS)
     assert found.line("strong labels: 0", "weak only")["score"] == 0
+    assert "with strong labels: 12: " in found.summary() and "1.00] (control 0.00, q = " in found.summary()
     for model in ("strong only", "weak, then strong", "probe of the untuned states"):
         line = found.line("strong labels: 12", model)
         assert line["score"] == 1 and line["control"] == 0 and line["q"] < 0.05, model
@@ -82,6 +83,9 @@ def test_a_category_that_loses_is_named_beside_the_others() -> None:
     lost, held = (found.line(f"category: {name}") for name in "pq")
     assert (lost["score"], lost["control"], held["score"], held["control"]) == (-1, 0, 0, -1)
     assert lost["q"] < 0.05 <= held["q"]
+    assert (
+        "after 1 rows tuned - base -0.5 [" in found.summary() and "most apart in category: p: -1 [" in found.summary()
+    )
 
 
 def test_a_base_against_itself_learns_as_quickly() -> None:

@@ -105,4 +105,6 @@ def test_a_strong_merge_of_disjoint_updates_shows_synergy_beyond_chance() -> Non
 @pytest.mark.parametrize("tuned", [BASE, ON_A], ids=["base", "one update twice"])
 def test_a_merge_of_equals_has_no_synergy(rule: Any, tuned: Any) -> None:
     found = probes.merge_synergy(pair_with(tuned), ROWS, checkpoints=saved(tuned), rule=rule, batch_size=16)
+    line = found.table.iloc[0]
+    assert line["low"] == -line["high"] < 0  # none of a few prompts is not none of all
     assert found.table["score"].tolist() == [0] and (found.table["q"] >= 0.05).all()

@@ -19,7 +19,7 @@ from probes.effects.context_use import context_lines, of_others, with_context
 from probes.effects.deployment import deployed, rounded
 from probes.effects.panel import EffectPanel, interval_of, table_of
 from probes.effects.preference import _verdict, movement_lines, rank_correlations
-from probes.effects.scaling_law import law_of, rectified_fit
+from probes.effects.scaling_law import beyond_plain, law_of, rectified_fit
 from probes.effects.self_correction import correction_lines, identity_gaps, quantities
 from probes.effects.skills import is_visited, skill_lines, spread_of
 from probes.effects.tool_calls import tool_error
@@ -178,6 +178,10 @@ def test_confidence_and_critique_make_up_the_accuracy_after() -> None:
     assert 0.8 < lines.loc["confidence (CL)", "low"] < 1 and 0 < lines.loc["critique (CS)", "high"] < 0.2
     change = table[table["model"] == "tuned - base"].set_index("group")
     assert change.loc["confidence (CL)", "low"] > 0 and change.loc["confidence (CL)", "q"] < 0.05
+    right["base"]["after"] = right["base"]["before"]  # both stand by everything: what they mend is not known to the end
+    mended = table_of(correction_lines(right, np.arange(60), 0)).set_index(["group", "model"])
+    line = mended.loc[("critique (CS)", "tuned - base")]
+    assert line["score"] == 0 and -0.2 < line["low"] < -0.05 < 0.05 < line["high"] < 0.2
 
 
 def test_average_precision_is_scikit_learns() -> None:
@@ -285,6 +289,7 @@ def test_the_rectified_law_finds_the_planted_knowledge() -> None:
     table, numbers = law_of(sizes, law[:, None] * noise, [str(size) for size in sizes], np.arange(30), 40, 0)
     assert numbers["rows worth, low"] <= fit["rows worth"] * 1.2 and numbers["gain in R2"] > -0.01
     np.testing.assert_allclose(table["fitted"], table["score"], rtol=0.05)
+    assert "beyond a plain power law" in beyond_plain(6, numbers) and "whatever they are" in beyond_plain(4, numbers)
     with pytest.raises(UserError, match="give one rising size"):
         probes.scaling_law(pair_of(), rows_of(6), sizes=[3.0, 2.0, 1.0])
 

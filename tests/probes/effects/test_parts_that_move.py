@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,9 @@ def test_token_scores_raise_what_they_were_learnt_from(tmp_path: Path) -> None:
     assert tuned["score"] > plain["score"] and tuned["kept_kl"] > 0 and result.table["front"].any()
     assert "!" in result.tokens["token"].head(5).tolist() and len(result.recipe(1.0).interventions) == 1
     again = ProbeResult.load(result.save(tmp_path / "g"))
-    assert again.frame().equals(result.frame()) and result.figure().data and "tuned" in result.summary()
+    assert again.frame().equals(result.frame()) and result.figure().data and "KL 0)" in result.summary()
+    unpriced = replace(result, table=result.table.assign(kept_kl=np.nan)).summary()
+    assert "nan" not in result.summary() + unpriced and "tuned: " in unpriced and "price is not told" in unpriced
     with pytest.raises(UserError, match="nothing tells its tokens"):
         probes.token_guidance(pair_of(), TEXTS, "contains:zebra", samples=1, max_new_tokens=2)
 
@@ -161,6 +164,9 @@ def test_texts_that_contradict_undo_and_rows_that_agree_do_not(tmp_path: Path) -
     plain, taught = table.loc["plain texts"], table.loc["instruction rows"]
     assert plain["score"] < -1 and plain["score"] < plain["control"] and plain["q"] < 0.05 and plain["learnt"] > 0.5
     assert taught["score"] > plain["score"] + 1 and plain["retained"] < taught["retained"]
+    assert plain["retained_low"] <= plain["retained"] <= plain["retained_high"] < taught["retained_low"]
+    alike = replace(result, table=result.table.assign(retained=np.nan, tuned=result.table["base"]))
+    assert "no gain of the tuning is shown (+0 nats)" in alike.summary()
     again = ProbeResult.load(result.save(tmp_path / "u"))
     assert again.frame().equals(result.frame()) and result.figure().data and "after plain texts" in result.summary()
     raw = continued(Prompts.of(["the quick brown fox jumps"]))[0]

@@ -337,6 +337,7 @@ def test_densities_by_hand_and_influence_is_the_linear_models() -> None:
     model = pair_of().base
     ids = model.encode(["the quick"]).input_ids[0].tolist()
     got = influence(model, ids, [7, 9])
+    torch.testing.assert_close(influence(model, ids, [7, 9], steps=[1]), got[:, 1:])
     table = model.inner.get_input_embeddings().weight
     embedded = table[torch.tensor([[*ids, 7, 9]])].detach().requires_grad_(True)
     chance = model.inner(inputs_embeds=embedded, use_cache=False).logits[0, len(ids) - 1].softmax(-1)[7]

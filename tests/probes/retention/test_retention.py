@@ -22,7 +22,7 @@ from probes.retention.formats import Format, all_formats, atomic_edits, sampled_
 from probes.retention.inherent_limits import correlation
 from probes.retention.many_shot import exchanged_answers
 from probes.retention.phrasings import _Items, phrasing_lines
-from probes.retention.soft_prompt_split import split_lines
+from probes.retention.soft_prompt_split import carried, split_lines
 from tests.probes.effects.material import pair_of, rows_of
 from tests.probes.provenance import Calls
 from tests.tiny import tokenizer
@@ -267,3 +267,4 @@ def test_what_soft_prompt_and_weights_both_learnt_shows_as_interaction() -> None
     assert table.loc[("task, interaction", "tuned - base"), "score"] == -1
     assert table.loc[("task, soft prompt's gain", "base"), "p"] < 0.01
     assert table.loc[("task, soft prompt's gain", "tuned"), "score"] == 0
+    assert carried(table.reset_index(), ["task"], "accuracy").startswith("change of accuracy: task: tuning +1 [")

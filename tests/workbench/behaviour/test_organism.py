@@ -40,7 +40,7 @@ def test_the_planted_experts_carry_the_refusal() -> None:
     panel = scope_panel(pair, switched(chosen), rows["topic"], None, rows["other"], controls=controls)
     inside, outside = panel.table["estimate"]
     assert inside > 0.95 and outside < 0.05 and panel.table["control_high"][0] < 0.5
-    assert panel.selective["low"][0] > 0.8
+    assert panel.selective["estimate"][0] > 0.9 and panel.selective["low"][0] > 0.2  # all agree, of few groups
     dose = dose_response(
         pair, rows["topic"], Dose(partial(switched, chosen)), [0, 1], metric="refusal",
         controls=[Dose(partial(switched, one)) for one in random], out_of_scope=rows["other"], **SHORT,

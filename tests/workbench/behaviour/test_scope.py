@@ -71,7 +71,8 @@ def test_a_recipe_that_does_nothing_changes_nothing(pair: Any) -> None:
     found = scope_panel(pair, Push(token("fox"), 0.0), IN, NEAR, OUT, controls=[Push(9, 0.0)] * 10)
     assert (found.table[["estimate", "low", "control", "control_high"]] == 0).all(axis=None)
     assert (found.table["high"] > 0.3).all()  # none of four prompts says little about all prompts
-    assert (found.selective[["estimate", "low", "high"]] == 0).all(axis=None)
+    assert (found.selective["estimate"] == 0).all()
+    assert (found.selective["low"] < -0.3).all() and (found.selective["high"] > 0.3).all()
 
 
 def test_the_panel_is_kept(pair: Any, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_base_that_knows_nothing_leaves_one_part(pair: Any) -> None:
     rows = [{"prompt": row["prompt"], "answer": " zebra"} for row in ROWS]
     found = known_unknown(pair, rows, max_new_tokens=2)
     assert set(found.table["part"]) == {"unknown"} and "12 unknown" in found.summary()
-    assert "refusal, tuned - base: unknown +0 [0, 0]. Control:" in found.summary()
+    assert "refusal, tuned - base: unknown +0 (none of its 12 prompts changed). Control:" in found.summary()
     with pytest.raises(UserError, match="parts are unknown"):
         found.value("known", "base", "refusal")
 

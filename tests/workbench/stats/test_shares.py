@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from workbench.stats import mean_intervals, share_interval, share_intervals
-from workbench.stats.shares import with_exact_change
+from workbench.stats.bootstrap import difference_interval
+from workbench.stats.shares import share_difference, with_exact_change
 
 
 def test_no_miss_among_21_prompts_is_not_certainty() -> None:
@@ -34,6 +35,17 @@ def test_a_change_of_every_prompt_is_not_certain_and_no_change_is_plain() -> Non
     found = with_exact_change(mean_intervals(changes), changes)
     edge = share_interval(np.ones(9)).low
     assert found.low == pytest.approx([-1.0, edge, 0.0]) and found.high == pytest.approx([-edge, 1.0, 0.0])
+
+
+def test_two_sets_without_a_hit_may_differ_by_what_either_may_hide() -> None:
+    units = np.arange(9), np.arange(4)
+    none = share_difference(np.zeros(9), np.zeros(4), clusters=units)
+    bounds = share_interval(np.zeros(9)).high, share_interval(np.zeros(4)).high
+    assert (none.low, none.high) == pytest.approx((-bounds[1], bounds[0])) and none.n == 13
+    apart = share_difference(np.ones(9), np.zeros(4), clusters=units)
+    assert apart.estimate == apart.high == 1 and 0 < apart.low < 1 - bounds[1]
+    hits = np.array([0.0, 1, 1, 0, 1, 1, 0, 1, 1]), np.array([0.0, 1, 0, 0])
+    assert share_difference(*hits, clusters=units) == difference_interval(*hits, paired=False, clusters=units)
 
 
 def test_coverage_near_the_end() -> None:
