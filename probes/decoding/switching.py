@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -73,7 +72,7 @@ class EntropySwitching(ProbeResult):
         """Scores against shares."""
         said = "; ".join(
             f"{row.share:.0%} of tokens by tuned: {row.score:.2g} [{row.low_score:.2g}, {row.high_score:.2g}]"
-            + ("" if math.isnan(row.control) else f" (random turns {row.control:.2g})")
+            + ("" if pd.isna(row.control) else f" (random turns {row.control:.2g})")
             for row in self.table.itertuples()
         )
         return f"{self.measured}: {said}; intervals over {self.resampled}; control: {self.control}"
