@@ -71,9 +71,11 @@ class EntropySwitching(ProbeResult):
     def summary(self) -> str:
         """Scores against shares."""
         said = "; ".join(
-            f"{row.share:.0%} of tokens by tuned: {row.score:.2g} [{row.low_score:.2g}, {row.high_score:.2g}]"
-            + ("" if pd.isna(row.control) else f" (random turns {row.control:.2g})")
-            for row in self.table.itertuples()
+            f"{share:.0%} of tokens by tuned: {score:.2g} [{low:.2g}, {high:.2g}]"
+            + ("" if np.isnan(control) else f" (random turns {control:.2g})")
+            for share, score, low, high, control in self.table[
+                ["share", "score", "low_score", "high_score", "control"]
+            ].to_numpy(dtype=float)
         )
         return f"{self.measured}: {said}; intervals over {self.resampled}; control: {self.control}"
 
