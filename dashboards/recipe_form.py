@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from dashboards import panels
+from dashboards.mixtures import has_experts
 from dashboards.recipe_parts import (
     ADAPTER,
     LAYERS,
@@ -34,13 +35,15 @@ _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 def ask_parts(selection: Selection, tuned: str) -> tuple[Part, ...]:
     """Draw the form; returns what is filled in."""
-    names = ["Saved recipe", "Experts", "Heads", "Knob", "Weights", "Any other"]
-    forms: list[Callable[[], list[Part]]] = [
-        lambda: _saved(selection, tuned), lambda: _experts(selection), lambda: _heads(selection),
-        lambda: _knob(selection), _weights, lambda: [*ask_registered()],
-    ]  # fmt: skip
+    forms: dict[str, Callable[[], list[Part]]] = {
+        "Saved recipe": lambda: _saved(selection, tuned), "Experts": lambda: _experts(selection),
+        "Heads": lambda: _heads(selection), "Knob": lambda: _knob(selection), "Weights": _weights,
+        "Any other": lambda: [*ask_registered()],
+    }  # fmt: skip
+    if not has_experts():
+        del forms["Experts"]
     parts: list[Part] = []
-    for tab, form in zip(st.tabs(names), forms, strict=True):
+    for tab, form in zip(st.tabs(list(forms)), forms.values(), strict=True):
         with tab, panels.errors_shown():
             parts += form()
     return tuple(parts)

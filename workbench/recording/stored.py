@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from workbench.recording.layout import Shard
 
-_OPEN_SHARDS = 64
-"""How many shards stay mapped at once."""
+_OPEN_SHARDS, _OPEN_IN_A_ROW = 64, 4
+"""How many shards stay mapped at once: for rows here and there, and for rows that are read one behind the other."""
 
 
 class MappedShards:
@@ -26,14 +26,15 @@ class MappedShards:
         self._ends = list(accumulate(shard.rows for shard in shards))
         self.rows: int = self._ends[-1] if self._ends else 0
         self._mapped = lru_cache(maxsize=_OPEN_SHARDS)(self._map)
+        self._in_a_row = lru_cache(maxsize=_OPEN_IN_A_ROW)(self._map)
 
     def names(self) -> list[str]:
         """The tensors of every shard, sorted."""
-        return sorted(self._mapped(0).keys()) if self._shards else []
+        return sorted(self._in_a_row(0).keys()) if self._shards else []
 
     def example(self, name: str) -> torch.Tensor:
         """No rows of the tensor ``name``: its trailing shape and dtype."""
-        return self._mapped(0).get_tensor(name)[:0]
+        return self._in_a_row(0).get_tensor(name)[:0]
 
     def pieces(self, name: str, start: int, stop: int) -> Iterator[torch.Tensor]:
         """Views of the rows ``start`` to ``stop`` of the tensor ``name``, shard by shard."""
@@ -41,7 +42,7 @@ class MappedShards:
         while start < stop:
             first = self._ends[number - 1] if number else 0
             end = min(stop, self._ends[number])
-            yield self._mapped(number).get_tensor(name)[start - first : end - first]
+            yield self._in_a_row(number).get_tensor(name)[start - first : end - first]
             start, number = end, number + 1
 
     def gather(self, name: str, rows: torch.Tensor) -> torch.Tensor:
