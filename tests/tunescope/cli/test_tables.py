@@ -39,6 +39,13 @@ def test_a_finding_keeps_its_interval_control_and_q(monkeypatch: Any, capsys: An
     assert lines[0].split() == ["layer", *numbers] and lines[-1] == "Beside these, with --json: module"
 
 
+def test_names_that_tell_rows_apart_come_before_other_numbers(monkeypatch: Any, capsys: Any) -> None:
+    numbers = {name: 0.1454321 for name in ("score", "low", "high", "control", "q", "p", "regret")}
+    rows = [{**numbers, "strength": 2.0, "how": how} for how in ("summed", "centred")]
+    lines = printed(rows, 60, monkeypatch, capsys)
+    assert lines[0].split() == ["score", "low", "high", "control", "q", "how"]
+
+
 def test_texts_are_folded_beside_whole_numbers(monkeypatch: Any, capsys: Any) -> None:
     """A row's text takes three lines, not one a word, and no number is broken for it."""
     row = {"layer": None, **{name: 0.1454321 for name in "abcdefgh"}, "text": "once upon a time there was a girl " * 2}
