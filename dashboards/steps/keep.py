@@ -45,7 +45,8 @@ def commands(subject: Subject) -> list[str]:
     run, models = subject.run, [subject.base, subject.tuned]
     config = run.config
     look = ["tunescope", "look", *models, "--prompts", str(run.file(PROMPTS)), "--limit", str(config.get("limit", 60))]
-    lines = [shlex.join([*look, "--seed", str(config.get("seed", 0))])]
+    exact = ["--exact"] if config.get("exact") else []
+    lines = [shlex.join([*look, *exact, "--seed", str(config.get("seed", 0))])]
     table = subject.table("candidates")
     files = [] if table is None else [name for name, (_, side) in parts_of(subject, table).items() if side == "tuned"]
     for name in files[:1]:

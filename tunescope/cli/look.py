@@ -28,6 +28,9 @@ def look(  # noqa: PLR0913 (one parameter per option)
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto: scores in bfloat16 come in steps.")] = (
         "float32"
     ),
+    exact: Annotated[
+        bool, typer.Option("--exact/--fast", help="Patch every head; else estimate them and patch the leading ones.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of samples, draws and intervals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in ./runs.")] = None,
     dry_run: DryRun = False,
@@ -44,7 +47,7 @@ def look(  # noqa: PLR0913 (one parameter per option)
         from tunescope.look.questions import general_questions
 
         n_prompts = len(sample(general_questions(), limit, seed) if rows is None else rows)
-        say_cost("look", n_prompts, cost_of(n_prompts), as_json)
+        say_cost("look", n_prompts, cost_of(n_prompts, exact=exact), as_json)
         return
     from tunescope.cli.output import command_name, emit, progress_bar, say_differences
     from tunescope.look.candidates import turning_recipes
@@ -58,11 +61,14 @@ def look(  # noqa: PLR0913 (one parameter per option)
     config = {
         "verb": "look", "base": base, "tuned": tuned, "prompts": None if prompts is None else str(prompts),
         "limit": limit, "seed": seed, **load_options({"device": device, "dtype": dtype}),
+        **({"exact": True} if exact else {}),
     }  # fmt: skip
     with runs.begun("look", config, out) as run, progress_bar() as bar:
         pair = load_pair(base, tuned, device=device, dtype=dtype)
         say_differences(pair.differences.sentences())
-        looked = Look(pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed)
+        looked = Look(
+            pair, sample(general_questions(), limit, seed) if rows is None else rows, base, tuned, seed, exact=exact
+        )
         run_steps(looked, bar, lambda line: print_now(line, err=as_json))
         keep(looked, run)
     if as_json:

@@ -12,8 +12,8 @@ DRAWS = 10
 """Random stand-ins of a candidate."""
 
 
-def cost_of(n_prompts: int) -> str:
-    """What the four steps compute for so many prompts.
+def cost_of(n_prompts: int, *, exact: bool = False) -> str:
+    """What the four steps compute for so many prompts; ``exact``: with every head patched.
 
     Examples:
         >>> cost_of(60).partition(";")[0]
@@ -21,6 +21,6 @@ def cost_of(n_prompts: int) -> str:
     """
     return (
         f"both models write {ANSWER_TOKENS} tokens to each of {n_prompts} prompts; activations, layers and heads are "
-        f"read on {min(n_prompts, WHERE_PROMPTS)} of them, with gradients; every way to turn the behaviour is tried on "
-        f"up to {2 * TURN_PROMPTS}, beside {DRAWS} random stand-ins"
+        f"read on {min(n_prompts, WHERE_PROMPTS)} of them, {'head by head' if exact else 'with gradients'}; every way "
+        f"to turn the behaviour is tried on up to {2 * TURN_PROMPTS}, beside {DRAWS} random stand-ins"
     )

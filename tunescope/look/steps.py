@@ -48,6 +48,8 @@ class Look:
     seed: int = 0
     neutral: Prompts | None = None
     """Texts whose perplexity shows what a recipe does to everything else."""
+    exact: bool = False
+    """Whether every head is patched; else the leading ones, by gradients, and some of the others."""
     results: dict[str, Any] = field(default_factory=dict)
     """Name -> result of a probe, in the order in which they came."""
     recipes: dict[str, iv.Recipe] = field(default_factory=dict)
@@ -186,20 +188,24 @@ def where_in_layers(look: Look, progress: Progress) -> None:
 
 
 def where_in_heads(look: Look, progress: Progress) -> None:
-    """Heads by attribution, the strongest confirmed exactly."""
+    """Heads by attribution, the strongest confirmed exactly; or each by patching."""
     rows = _parting(look, progress)
     patched = probes.patching(
-        look.pair, rows, "heads", method="attribution", confirm=0.05, what=_what(look.pair), seed=look.seed,
-        together=0, progress=progress,
+        look.pair, rows, "heads", method="exact" if look.exact else "attribution", confirm=0.05,
+        what=_what(look.pair), seed=look.seed, together=0, progress=progress,
     )  # fmt: skip
     look.results["heads"] = patched
     exact = patched.frame()[patched.frame()["exact"]]
     top = exact.head(3)
     named = ", ".join(f"{label(row)} {row['score']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in _records(top))
     beyond = bool((exact["low"] > exact["control"].clip(lower=0)).any())
+    how = (
+        "each patched" if look.exact
+        else f"estimated by gradients, the first {len(exact)} confirmed by patching"
+    )  # fmt: skip
     look.tell(
-        WHERE, f"heads: of the change of the next word {named} (estimated by gradients, the first {len(exact)} "
-        f"confirmed by patching); random heads {top['control'].mean():.0%}.", found=beyond,
+        WHERE, f"heads: of the change of the next word {named} ({how}); random heads {top['control'].mean():.0%}.",
+        found=beyond,
     )  # fmt: skip
 
 

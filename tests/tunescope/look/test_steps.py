@@ -10,7 +10,7 @@ import pytest
 from tunescope.look.candidates import Candidate, tried, turning_recipes, works
 from tunescope.look.keep import extend, keep, resume
 from tunescope.look.notes import CHANGED, KEEP, STEPS, TURN, WHERE, notes_of
-from tunescope.look.steps import Look, in_two_classes, run_step, run_steps
+from tunescope.look.steps import Look, in_two_classes, run_step, run_steps, where_in_heads
 from workbench import organisms, runs
 from workbench.models.pair import ModelPair, load_pair
 from workbench.progress import Silent
@@ -105,6 +105,12 @@ def test_steps_by_themselves_go_on_with_the_same_run(pair: ModelPair, looked: Lo
     resume(again, run)
     assert again.results["answers"].table.equals(looked.results["answers"].table)
     assert set(again.recipes) == {"direction-off"} and set(again.notes) == {CHANGED, TURN, KEEP}
+
+
+def test_an_exact_look_patches_every_head(pair: ModelPair, looked: Look) -> None:
+    look = Look(pair, looked.prompts, looked.base, looked.tuned, exact=True)
+    where_in_heads(look, Silent())
+    assert look.results["heads"].frame()["exact"].all() and "(each patched)" in look.notes[WHERE].sentences[-1]
 
 
 @pytest.mark.parametrize(
