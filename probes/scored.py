@@ -17,6 +17,15 @@ from workbench.stats.tests import Alternative, paired_permutation
 from workbench.typing import Float
 
 
+def bracketed(low: float, high: float, spec: str) -> str:
+    """An interval for a sentence, behind a space; nothing where one group of prompts gives none.
+
+    Example:
+        ``bracketed(0.1, 0.25, ".0%")`` is ``" [10%, 25%]"``.
+    """
+    return "" if np.isnan(low) or np.isnan(high) else f" [{low:{spec}}, {high:{spec}}]"
+
+
 def scored(
     values: np.ndarray, *, name: str = "score", seed: int = 0, clusters: np.ndarray | None = None
 ) -> dict[str, float]:

@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"
+TESTS = Path(__file__).resolve().parent
+LONG = frozenset((TESTS / "long_tests.txt").read_text(encoding="utf-8").splitlines())
+"""Files and functions that take longer than the rest, as the gate measured them (.ci/long_tests.py)."""
+STORIES = TESTS.parents[1] / "shared" / "models" / "stories260K"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--runslow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--runslow", action="store_true", help="also run the tests that take long")
     parser.addoption("--null-draws", type=int, default=4, help="null adapters for each probe (20: 12 minutes)")
 
 
@@ -31,9 +34,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: _turn(item, slow))
         return
     skip = pytest.mark.skip(reason="slow; run with --runslow")
+    whole = all(Path(folder).resolve() in (TESTS, TESTS.parent) for folder in config.args)
     for item in items:
-        if "slow" in item.keywords:
+        if "slow" in item.keywords or (whole and _is_long(item)):
             item.add_marker(skip)
+
+
+def _is_long(item: pytest.Item) -> bool:
+    """Whether its file or function is listed: part of the whole suite, it is left to the gate."""
+    return item.nodeid.partition("::")[0] in LONG or item.nodeid.partition("[")[0] in LONG
 
 
 def _turn(item: pytest.Item, slow: set[Path]) -> tuple[bool, str, str]:

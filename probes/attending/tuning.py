@@ -67,11 +67,11 @@ class AttentionTuning(ProbeResult):
         gain: dict[str, float] = dict(zip(self.held_out["model"], self.held_out["gain"], strict=True))
         p = float(self.held_out.loc[self.held_out["model"] == "chosen heads", "p"].iloc[0])
         way = f" ({self.path})" if self.path else ""
+        random = f", random heads {gain['random heads']:.3f}" if "random heads" in gain else ""
         return (
             f"{len(self.heads)} heads at gamma {self.gamma:g}{way}: held-out gain {gain['chosen heads']:.3f} "
-            f"nats per token (p {p:.2g}), random heads "
-            f"{gain.get('random heads', float('nan')):.3f}, all heads "
-            f"{gain['all heads']:.3f}; intervals over {self.resampled}; control: {self.control}"
+            f"nats per token (p {p:.2g}){random}, all heads {gain['all heads']:.3f}; "
+            f"intervals over {self.resampled}; control: {self.control}"
         )
 
 

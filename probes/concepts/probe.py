@@ -19,7 +19,7 @@ from probes.concepts.finding import Found, Rows, find
 from probes.principal import direction_readings, shown
 from probes.resampling import cluster_means, row_clusters, units_of
 from probes.results import ProbeResult
-from probes.scored import scored
+from probes.scored import bracketed, scored
 from workbench.argument_checks import check_recording
 from workbench.engine.sites import Site
 from workbench.errors import UserError
@@ -90,8 +90,8 @@ class ConceptDirections(ProbeResult):
         best = self.frame().iloc[0]
         return (
             f"{len(self.table)} directions by {self.method} at {self.site} of layer {self.layer}; direction "
-            f"{best['direction']:.0f} holds {best['score']:.1%} [{best['low']:.1%}, {best['high']:.1%}] of the change "
-            f"on other prompts ({self.resampled}), random directions {best['control']:.1%}; "
+            f"{best['direction']:.0f} holds {best['score']:.1%}{bracketed(best['low'], best['high'], '.1%')} of the "
+            f"change on other prompts ({self.resampled}), random directions {best['control']:.1%}; "
             f"{self.tokens}"
         )
 

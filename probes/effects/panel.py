@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from probes.resampling import cluster_means
 from probes.results import ProbeResult
+from probes.scored import bracketed
 from workbench.figures.series import labelled_points
 from workbench.stats.bootstrap import difference_interval, mean_interval
 from workbench.stats.fdr import q_values
@@ -71,9 +72,10 @@ class EffectPanel(ProbeResult):
         shown = changes if len(changes) else self.table
         row = shown.iloc[int(shown["score"].abs().fillna(0.0).to_numpy().argmax())]
         unit = self.units.get(row["group"], self.measured)
+        p = "" if np.isnan(row["p"]) else f", p = {row['p']:.2g}"
         return (
-            f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g} [{row['low']:.3g}, "
-            f"{row['high']:.3g}]{' ' * bool(unit)}{unit}, control {row['control']:+.3g}, p = {row['p']:.2g}"
+            f"{self.heading}: {row['group']}, {row['model']}: {row['score']:+.3g}"
+            f"{bracketed(row['low'], row['high'], '.3g')}{' ' * bool(unit)}{unit}, control {row['control']:+.3g}{p}"
             f"{self._nothing_right()}. Control: {self.control}"
         )
 

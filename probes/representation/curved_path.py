@@ -17,7 +17,7 @@ from probes.representation.cells import PromptRows, cells_of
 from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import units_of
 from probes.results import ProbeResult
-from probes.scored import paired_p, scored, with_q
+from probes.scored import bracketed, paired_p, scored, with_q
 from workbench.argument_checks import check_recording
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
@@ -62,8 +62,8 @@ class CurvedPath(ProbeResult):
         row = self.table.sort_values("score", kind="stable").iloc[-1]
         return (
             f"Towards {self.positive!r} at {row['site']} of layer {row['layer']:.0f}: the curved path keeps "
-            f"{row['kept_curved']:.2f} of identities, the straight one {row['kept_straight']:.2f} ({row['score']:+.2f} "
-            f"[{row['low']:+.2f}, {row['high']:+.2f}]); attribute {row['gain_curved']:+.2f} and "
+            f"{row['kept_curved']:.2f} of identities, the straight one {row['kept_straight']:.2f} ({row['score']:+.2f}"
+            f"{bracketed(row['low'], row['high'], '+.2f')}); attribute {row['gain_curved']:+.2f} and "
             f"{row['gain_straight']:+.2f} (random {row['gain_random']:+.2f}); bend {row['bend']:.2f}; over "
             f"{self.resampled}. Control: {self.control}."
         )
