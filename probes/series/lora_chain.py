@@ -12,6 +12,7 @@ import torch
 
 from probes.anatomy.spaces import Svd
 from probes.results import ProbeResult, Provenance
+from probes.scored import bracketed
 from probes.series.lora_sets import read_adapters, shared_modules
 from probes.series.members import members_of
 from workbench.methods import Needs, method
@@ -35,7 +36,7 @@ class LoraChain(ProbeResult):
     def summary(self) -> str:
         last = self.table.iloc[-1]
         return (
-            f"{len(self.table)} links; the sum has rank {last['score']:.1f} [{last['low']:.1f}, {last['high']:.1f}] a "
+            f"{len(self.table)} links; the sum has rank {last['score']:.1f}{bracketed(last['low'], last['high'], '.1f')} a "
             f"module (random links {last['control']:.1f}); {self.table['new'].iloc[1:].mean():.2f} of a later link is "
             f"new. Control: {self.control}."
         )
