@@ -35,10 +35,10 @@ class LoraChain(ProbeResult):
 
     def summary(self) -> str:
         last = self.table.iloc[-1]
+        rank = f"{last['score']:.1f}{bracketed(last['low'], last['high'], '.1f')}"
         return (
-            f"{len(self.table)} links; the sum has rank {last['score']:.1f}{bracketed(last['low'], last['high'], '.1f')} a "
-            f"module (random links {last['control']:.1f}); {self.table['new'].iloc[1:].mean():.2f} of a later link is "
-            f"new. Control: {self.control}."
+            f"{len(self.table)} links; the sum has rank {rank} a module (random links {last['control']:.1f}); "
+            f"{self.table['new'].iloc[1:].mean():.2f} of a later link is new. Control: {self.control}."
         )
 
 
