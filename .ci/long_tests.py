@@ -49,8 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
-    given = parser.parse_args()
-    listed = long_tests(seconds_of(given.report), given.minutes)
+    arguments = parser.parse_args()
+    listed = long_tests(seconds_of(arguments.report), arguments.minutes)
     LISTED.write_text("\n".join([HEADER, *listed]) + "\n", encoding="utf-8")
     sys.stdout.write(f"{len(listed)} entries in {LISTED}\n")
 

@@ -45,12 +45,14 @@ def main() -> None:
         parser.add_argument(name)
     for name, usual in (("--most", 96), ("--batch-size", 8), ("--threads", 1)):
         parser.add_argument(name, type=int, default=usual)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    pair = wb.load_pair(asked.base, asked.tuned, dtype="float32")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    pair = wb.load_pair(arguments.base, arguments.tuned, dtype="float32")
     model = pair.tuned
-    examples = examples_of(wb.Prompts.load(asked.rows)[: asked.most], model.tokenizer)
-    batches = [examples[start : start + asked.batch_size] for start in range(0, len(examples), asked.batch_size)]
+    examples = examples_of(wb.Prompts.load(arguments.rows)[: arguments.most], model.tokenizer)
+    batches = [
+        examples[start : start + arguments.batch_size] for start in range(0, len(examples), arguments.batch_size)
+    ]
     matrices = trained_matrices(pair)
     gradients, sketch, moments = RowGradients(model, matrices), Sketch(8192, 0), SecondMoments()
     trained = [module.weight for module in matrices.values()]
@@ -69,7 +71,7 @@ def main() -> None:
     def featured(batch: Any) -> None:
         sketch(moments.steps(gradients.of_answers(batch)))
 
-    warm = timed(lambda batch: moments.add(gradients.of_answers(batch)), batches[: WARM_UP // asked.batch_size])
+    warm = timed(lambda batch: moments.add(gradients.of_answers(batch)), batches[: WARM_UP // arguments.batch_size])
     bare = less = 0.0
     for batch in batches:
         bare += timed(passed, [batch])

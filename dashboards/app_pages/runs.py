@@ -143,7 +143,11 @@ def _models(folder: Path) -> str:
     """The pairs that a run is about, in short; empty where it says none, or cannot be read."""
     with suppress(UserError):
         pairs = pairs_of(folder).values()
-        return ", ".join(f"{short(pair.base, pair.tuned)} → {short(pair.tuned, pair.base)}" for pair in pairs)
+        return ", ".join(
+            f"{short(pair.base, pair.tuned)} → {short(pair.tuned, pair.base)}"
+            for pair in pairs
+            if pair.base and pair.tuned
+        )
     return ""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from interventions.training.log import STEPS
 from probes.effects.panel import EffectPanel, table_of
 from probes.replay import counted
 from probes.results import Provenance
@@ -24,7 +25,6 @@ from workbench.models.pair import ModelPair
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
 
-LOG = "trainer_state.json"
 FEWEST = 4
 DRAWS = 5_000
 OUTCOMES = ("size of the change", "answers (nats per token)")
@@ -109,9 +109,9 @@ def early_signs(
 
 def read_log(run: Path) -> pd.DataFrame:
     """step, loss, grad_norm of a run, in order of steps."""
-    path = run / LOG
+    path = run / STEPS
     if not path.is_file():
-        raise UserError(f"{run} holds no {LOG}: give a folder that transformers' Trainer or `tunescope train` saved.")
+        raise UserError(f"{run} holds no {STEPS}: give a folder that transformers' Trainer or `tunescope train` saved.")
     try:
         history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         rows = [{"step": entry["step"], "loss": entry["loss"], "grad_norm": entry.get("grad_norm", np.nan)}

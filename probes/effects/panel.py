@@ -137,11 +137,16 @@ def scored_line(
     }  # fmt: skip
 
 
+def spanned(line: Mapping[Any, Any]) -> str:
+    """A line's score, signed, with its interval."""
+    return f"{line['score']:+.2g}{bracketed(line['low'], line['high'], '.2g')}"
+
+
 def between_line(
     condition: str, model: str, sides: tuple[np.ndarray, np.ndarray], clusters: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, Any]:
     """A line of the table: the mean of one set of prompts less that of another, tested by exchanging members."""
-    if " - " in model:  # of changes: 0 on every prompt is no share of which none is a hit
+    if model == CHANGE:  # 0 on every prompt is no share of which none is a hit
         interval = difference_interval(*sides, paired=False, clusters=clusters, seed=seed)
     else:
         interval = share_difference(*sides, clusters=clusters, seed=seed)

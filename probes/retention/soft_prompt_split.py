@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from interventions.training.soft_prompt import SoftPrompt, train_soft_prompt
 from interventions.training.trainer import Schedule
 from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
-from probes.effects.panel import CHANGE, EffectPanel, scored_line, table_of
+from probes.effects.panel import CHANGE, EffectPanel, scored_line, spanned, table_of
 from probes.effects.rewriting import with_demonstrations
 from probes.halves import halves
 from probes.replay import counted
@@ -177,11 +177,7 @@ def carried(table: pd.DataFrame, names: Sequence[str], measured: str) -> str:
     for name in names:
         tuning, soft = lines[f"{name}, off", CHANGE], lines[f"{name}, soft prompt's gain", "base"]
         said.append(
-            f"{name}: tuning {_spanned(tuning)} (q = {tuning['q']:.2g}), the soft prompt on the base {_spanned(soft)} "
+            f"{name}: tuning {spanned(tuning)} (q = {tuning['q']:.2g}), the soft prompt on the base {spanned(soft)} "
             f"(a random one {soft['control']:+.2g}, p = {soft['p']:.2g})"
         )
     return f"change of {measured}: {'; '.join(said)}"
-
-
-def _spanned(line: Mapping[Any, Any]) -> str:
-    return f"{line['score']:+.2g} [{line['low']:.2g}, {line['high']:.2g}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from interventions.training.stages import Stage, tune_in_stages
 from interventions.training.trainer import Schedule
 from probes.call_settings import call_settings
 from probes.effects.answers import Measure, answer_scores
-from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, table_of
+from probes.effects.panel import CHANGE, EffectPanel, paired_lines, scored_line, spanned, table_of
 from probes.effects.rewriting import column_of
 from probes.results import Provenance
 from probes.scored import with_q
@@ -293,19 +293,13 @@ def _after(table: pd.DataFrame, count: int, measured: str) -> str:
     changes = {row["group"]: row for row in table[table["model"] == CHANGE].to_dict("records")}
     last, first = changes[f"rows: {count}"], changes["rows: 0"]
     said = (
-        f"after {count} rows tuned - base {_spanned(last)} {measured}, q = {last['q']:.2g}; untrained {_spanned(first)}"
+        f"after {count} rows tuned - base {spanned(last)} {measured}, q = {last['q']:.2g}; untrained {spanned(first)}"
     )
     kinds = [row for group, row in changes.items() if group.startswith("category: ")]
     if not kinds:
         return said
     most = max(kinds, key=lambda row: abs(row["score"] - row["control"]))
-    return (
-        f"{said}; most apart in {most['group']}: {_spanned(most)}, others {most['control']:+.2g}, q = {most['q']:.2g}"
-    )
-
-
-def _spanned(line: Mapping[Any, Any]) -> str:
-    return f"{line['score']:+.2g} [{line['low']:.2g}, {line['high']:.2g}]"
+    return f"{said}; most apart in {most['group']}: {spanned(most)}, others {most['control']:+.2g}, q = {most['q']:.2g}"
 
 
 def _curve_lines(curve: dict[int, dict[str, np.ndarray]], clusters: np.ndarray, seed: int) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def audit(  # noqa: PLR0913 (one parameter per option)
         questions_read = "80 shipped questions" if rows is None else f"{len(rows)} questions"
         cost = f"both models write up to {max_new_tokens} tokens to {questions_read} and read 40 shipped texts twice"
         cost += "; a trait that rose is asked about again in up to 32 new prompts"
-        cost += "" if fast else "; a patchscope and steered texts beside 20 random directions"
+        cost += "" if fast else "; a patchscope and steered texts beside random directions"
         say_cost("audit", None if rows is None else len(rows), cost, as_json)
         return
     where = placement(workers, executor, engine_settings)

@@ -20,7 +20,7 @@ def test_fewer_questions_and_no_view_of_many_draws(tmp_path: Path) -> None:
     pair = [str(tmp_path / name) for name in ("base", "tuned")]
     few = ["audit", *pair, "--limit", "6", "--max-new-tokens", "2", "--json"]
     cost = json.loads(CliRunner().invoke(app, [*few, "--dry-run"], catch_exceptions=False).stdout)
-    assert cost["prompts"] == 6 and "20 random directions" in cost["cost"]
+    assert cost["prompts"] == 6 and "beside random directions" in cost["cost"]
     done = CliRunner().invoke(app, [*few, "--fast", "--out", str(tmp_path / "a.safetensors")], catch_exceptions=False)
     assert done.exit_code == 0
     found = Audit.load(tmp_path / "a.safetensors")
