@@ -12,10 +12,14 @@ from tunescope.experiments.requirements import are_dense
 from workbench.errors import UserError
 
 
-def has_experts() -> bool:
-    """False where the models' folders say that both are dense and no result is about an expert."""
+def has_experts(*models: str) -> bool:
+    """False where the models' folders say that all are dense and no result of the selection is about an expert.
+
+    Args:
+        models: Folders, hub ids or organisms' names; without them, the pair that the sidebar shows.
+    """
     selection = current()
-    return "expert" in selection.sizes or not are_dense(*_pair(selection.base, selection.tuned))
+    return "expert" in selection.sizes or not are_dense(*(models or _pair(selection.base, selection.tuned)))
 
 
 def _pair(base: str, tuned: str) -> tuple[str, str]:

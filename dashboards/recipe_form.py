@@ -33,14 +33,14 @@ from workbench.errors import UserError
 _LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 
-def ask_parts(selection: Selection, tuned: str) -> tuple[Part, ...]:
-    """Draw the form; returns what is filled in."""
+def ask_parts(selection: Selection, base: str, tuned: str) -> tuple[Part, ...]:
+    """Draw the form for the models that the page names; returns what is filled in."""
     forms: dict[str, Callable[[], list[Part]]] = {
         "Saved recipe": lambda: _saved(selection, tuned), "Experts": lambda: _experts(selection),
         "Heads": lambda: _heads(selection), "Knob": lambda: _knob(selection), "Weights": _weights,
         "Any other": lambda: [*ask_registered()],
     }  # fmt: skip
-    if not has_experts():
+    if not has_experts(base, tuned):
         del forms["Experts"]
     parts: list[Part] = []
     for tab, form in zip(st.tabs(list(forms)), forms.values(), strict=True):

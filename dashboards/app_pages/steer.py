@@ -47,7 +47,7 @@ def _ask(selected: Selection) -> tuple[SteerRequest, str]:
     left, right = st.columns([6, 5], gap="large")
     with left:
         st.subheader("Recipe")
-        parts = ask_parts(selected, tuned)
+        parts = ask_parts(selected, base, tuned)
     with right:
         st.subheader("Prompts")
         prompts, tokens, beginning = _ask_prompts(selected)

@@ -9,6 +9,7 @@ import pytest
 
 from dashboards import as_experiment
 from tests.dashboards.sample_runs import opened, save_pair, shown
+from tests.tiny import tiny_model
 from tunescope.experiments import Experiment
 from workbench import runs
 from workbench.models.pair import load_pair
@@ -59,7 +60,10 @@ def test_a_runs_chats_are_shown_and_keep_their_turns(
     assert rows == [{"messages": CHAT}, "the lazy dog"]
 
 
-def test_raw_lines_and_a_system_turn(folders: tuple[str, str]) -> None:
+def test_raw_lines_and_a_system_turn(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
     texts = {}
     for name, query in {"raw": {"read-as": "raw"}, "system": {"system": "Be brief."}}.items():
         app = opened("steer", base=folders[0], tuned=folders[1], off="L0E1", **query)
@@ -71,3 +75,19 @@ def test_raw_lines_and_a_system_turn(folders: tuple[str, str]) -> None:
         texts[name] = result.reads[0][0]
         json.dumps(done.inputs())
     assert texts == {"raw": "the fox", "system": "[system] Be brief. [user] the fox [assistant] "}
+
+
+def test_experts_are_asked_for_where_the_pages_own_models_have_them(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of dense models in the home says nothing of the mixture that a link or a person names on the page."""
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
+    dense = str(tmp_path / "dense")
+    tiny_model("llama").save_pretrained(dense)
+    with runs.create(tmp_path / "runs", "dense", kind="demo", config={}) as run:
+        run.note(pairs={"tiny": {"base": dense, "tuned": dense}})
+    named = opened("steer", base=folders[0], tuned=folders[1], off="L0E1")
+    assert named.text_input(key="off").value == "L0E1"
+    named.text_input(key="base").set_value(dense)
+    named.text_input(key="tuned").set_value(dense).run()
+    assert "off" not in {box.key for box in named.text_input}
