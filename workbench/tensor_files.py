@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,41 @@ def write_safetensors(
         file.seek(_SEAL_AT)
         file.write(digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """Where in the safetensors files of a folder each tensor lies."""
+
+    places: Mapping[str, tuple[Path, str, tuple[int, ...], int]]
+    """Name -> file, the format's name of the dtype, shape, and where in the file its bytes begin."""
+
+    @classmethod
+    def of(cls, folder: Path) -> StoredTensors:
+        """What the files in ``folder`` hold; they are whole, as we or a library just wrote them."""
+        places = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                start = 8 + size + entry["data_offsets"][0]
+                places[name] = (path, entry["dtype"], tuple(entry["shape"]), start)
+        return cls(places)
+
+    def has_room_for(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor of that name, shape and dtype is stored."""
+        return name in self.places and self.places[name][1:3] == (
+            _SAFETENSORS_NAMES.get(tensor.dtype), tuple(tensor.shape),
+        )  # fmt: skip
+
+    def overwrite(self, name: str, tensor: torch.Tensor) -> None:
+        """Write other values in the place of a stored tensor of that name, shape and dtype."""
+        path, _, _, start = self.places[name]
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(_raw_bytes(tensor))
 
 
 def check_seal(path: Path, advice: str) -> str | None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from interventions.weightspace.lazy_tensors import split
 from interventions.weightspace.swapping import base_parameters, find_parameter
-from interventions.weightspace.task_vector import TaskVector, combined
+from interventions.weightspace.task_vector import Changes, TaskVector, combined, pieces_at
 from workbench.errors import UserError
 from workbench.models.adapted import AdaptedModel
 from workbench.typing import Bool, Float, Tensor
 
 NEARLY_PARALLEL = 0.9995
 """Cosine from which the great circle is taken for a straight line, as mergekit does."""
-_PIECE = 2**20
-"""Entries that are multiplied in float64 at once."""
 
 
 def uniform_soup(vectors: Sequence[TaskVector]) -> TaskVector:
@@ -90,12 +89,10 @@ def stock_ratio(changes: Sequence[Float[Tensor, "*shape"]]) -> float:
     """
     n = len(changes)
     _check_two(n)
-    lengths: list[float] = []
     products: dict[tuple[int, int], float] = {}
     for place in range(n):
-        change = changes[place]
-        lengths.append(math.sqrt(_product(change, change)))
-        products |= {(place, other): _product(change, changes[other]) for other in range(place + 1, n)}
+        products |= _products(changes, place)
+    lengths = [math.sqrt(products.pop((place, place))) for place in range(n)]
     if not all(lengths):
         return 0.0
     cosines = [product / (lengths[one] * lengths[other]) for (one, other), product in products.items()]
@@ -112,7 +109,8 @@ def model_stock(vectors: Sequence[TaskVector]) -> TaskVector:
     _check_two(len(vectors))
 
     def rule(_: str, changes: Sequence[Tensor]) -> Tensor:
-        return _sum(changes).mul_(stock_ratio(changes) / len(changes))
+        ratio = stock_ratio(changes)  # first, while no sum is held
+        return _sum(changes).mul_(ratio / len(changes))
 
     return combined(list(vectors), rule)
 
@@ -236,16 +234,26 @@ def low_rank(change: Float[Tensor, "*shape"], rank: int) -> Float[Tensor, "*shap
 
 
 def _sum(changes: Sequence[Tensor]) -> Tensor:
-    total = changes[0].clone()
+    """One tensor of the sum is held, and a piece of the others."""
+    total = changes.own(0) if isinstance(changes, Changes) else changes[0].clone()
     for place in range(1, len(changes)):
-        total += changes[place]
+        for part, piece in zip(split(total), pieces_at(changes, place), strict=True):
+            part += piece
     return total
 
 
-def _product(first: Tensor, other: Tensor) -> float:
+def _products(changes: Any, place: int) -> dict[tuple[int, int], float]:
+    """Of one change with itself and with those behind it, which are read a piece at a time (Any: as they are read)."""
+    change = changes[place]
+    products = {(place, place): _product(split(change), split(change))}
+    for other in range(place + 1, len(changes)):
+        products[place, other] = _product(split(change), pieces_at(changes, other))
+    return products
+
+
+def _product(first: Iterator[Tensor], other: Iterator[Tensor]) -> float:
     """<first, other> in float64, a piece at a time."""
-    pieces = zip(first.reshape(-1).split(_PIECE), other.reshape(-1).split(_PIECE), strict=True)
-    return sum(float(one.double() @ two.double()) for one, two in pieces)
+    return sum(float(one.double() @ two.double()) for one, two in zip(first, other, strict=True))
 
 
 def _elected(changes: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from interventions.weightspace.graft import Graft
-from interventions.weightspace.lazy_tensors import LazyTensors
+from interventions.weightspace.lazy_tensors import LazyTensors, pieces_of, split, streams
 from interventions.weightspace.swapping import base_parameters, check_same_shape, find_parameter
 from interventions.weightspace.tuned_values import changed_names, exact_change
 from workbench.errors import UserError
+from workbench.files import check_new_folder, whole_folder
 from workbench.models.adapted import AdaptedModel
+from workbench.tensor_files import StoredTensors
 from workbench.typing import Tensor
-
-_PIECE = 2**20
-"""Entries that are added in float64 at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,14 @@ class TaskVector:
 
     def by_name(self, factor: Callable[[str], float]) -> TaskVector:
         """Each tensor times the factor of its name: one coefficient per layer, module or block (aTLAS, LiNeS)."""
-        return TaskVector(LazyTensors(self.changes, lambda name: self.changes[name] * factor(name)))
+
+        def pieces(name: str) -> Iterator[Tensor]:
+            return (piece * factor(name) for piece in pieces_of(self.changes, name))
+
+        read = LazyTensors(
+            self.changes, lambda name: self.changes[name] * factor(name), pieces if streams(self.changes) else None
+        )
+        return TaskVector(read)
 
     def norm(self) -> float:
         """The Frobenius norm of the whole change."""
@@ -121,35 +127,62 @@ class TaskVector:
         if change.shape != parameter.shape:
             check_same_shape(name, change, parameter)
         total = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        flat, before, moved = total.view(-1), parameter.detach().reshape(-1), change.reshape(-1)
-        for start in range(0, len(flat), _PIECE):
-            here = slice(start, start + _PIECE)
-            flat[here] = (before[here].double() + moved[here].to(before.device).double()).to(parameter.dtype)
-        if not bool(torch.isfinite(total).all()):
-            raise UserError(f"base + change of {name} overflows {parameter.dtype}: give smaller coefficients.")
+        for new, before, moved in zip(split(total), split(parameter.detach()), split(change), strict=True):
+            new.copy_(before.double() + moved.to(before.device).double())
+            if not bool(torch.isfinite(new).all()):
+                raise UserError(f"base + change of {name} overflows {parameter.dtype}: give smaller coefficients.")
         return total
 
     def save(self, base: AdaptedModel, folder: str | Path) -> Path:
-        """Write base + change as a whole model that transformers loads."""
+        """Write base + change as a whole model that transformers loads, with the base's tokenizer if it has one.
+
+        Beside the base one tensor is held at a time, but for a model whose files name or shape its tensors otherwise
+        than memory does.
+
+        Args:
+            base: What the change is added to, without an adapter; it stays as it is.
+            folder: A new folder, or an empty one; whole or not there at all.
+
+        Raises:
+            UserError: The folder holds something, the base carries an adapter, or the sum overflows the base's dtype.
+        """
         if hasattr(base.hf, "peft_config"):
             raise UserError("This base carries an adapter: load it alone (workbench.load_model) to save a sum.")
-        with self.graft(base).entered(base):
-            base.hf.save_pretrained(folder)
-        return Path(folder)
+        target = Path(folder)
+        check_new_folder(target)
+        with whole_folder(target) as partial:
+            partial.mkdir(parents=True)
+            base.hf.save_pretrained(partial)
+            if not self._write_into(StoredTensors.of(partial), base):
+                with self.graft(base).entered(base):
+                    base.hf.save_pretrained(partial)
+            if base.tokenizer is not None:
+                base.tokenizer.save_pretrained(str(partial))
+        return target
+
+    def _write_into(self, stored: StoredTensors, base: AdaptedModel) -> bool:
+        """Write base + change over the base's stored tensors; False, and nothing written, where one has no place."""
+        parameters = base_parameters(base.hf)
+        if not all(stored.has_room_for(name, find_parameter(parameters, name)) for name in self.changes):
+            return False
+        for name in self.changes:
+            stored.overwrite(name, self.value(base, name))
+        return True
 
 
 def combined(vectors: list[TaskVector], rule: Callable[[str, Sequence[Tensor]], Tensor]) -> TaskVector:
     """One vector of several by ``rule(name, changes)``, tensor by tensor; a vector without a name counts as zeros.
 
-    ``changes`` reads a vector's tensor when it is asked for, so a rule that takes them in turn holds one at a time.
+    ``changes`` reads a vector's tensor when it is asked for, so a rule that takes them in turn holds one at a time, and
+    one that takes their pieces (:func:`pieces_at`) less.
     """
     if not vectors:
         raise UserError("There is nothing to merge: give at least one update.")
     names = [name for vector in vectors for name in vector.changes]
-    return TaskVector(LazyTensors(names, lambda name: rule(name, _Changes(name, vectors))))
+    return TaskVector(LazyTensors(names, lambda name: rule(name, Changes(name, vectors))))
 
 
-class _Changes(Sequence[Tensor]):
+class Changes(Sequence[Tensor]):
     """The change of one tensor in every vector, read anew each time."""
 
     def __init__(self, name: str, vectors: list[TaskVector]) -> None:
@@ -170,8 +203,36 @@ class _Changes(Sequence[Tensor]):
         change = held[self._name]
         self._shape = self._shape or change.shape
         if change.shape != self._shape:
-            raise UserError(
-                f"{self._name} is {list(self._shape)} in one update and {list(change.shape)} in another: they are "
-                "updates of different models; give fine-tunes of one base."
-            )
+            raise self._other_model(f"{list(change.shape)}")
         return change
+
+    def own(self, place: int) -> Tensor:
+        """One vector's change as a tensor to write into."""
+        change: Tensor = self[place]
+        return change if self._name in (held := self._vectors[place].changes) and streams(held) else change.clone()
+
+    def pieces(self, place: int) -> Iterator[Tensor]:
+        """The entries of one vector's change in order, a piece at a time."""
+        held = self._vectors[place].changes
+        if self._shape is None or self._name not in held or not streams(held):
+            yield from split(self[place])
+            return
+        left = math.prod(self._shape)
+        for piece in pieces_of(held, self._name):
+            left -= len(piece)
+            if left < 0:
+                break
+            yield piece
+        if left:
+            raise self._other_model("another size")
+
+    def _other_model(self, shape: str) -> UserError:
+        return UserError(
+            f"{self._name} is {list(self._shape or ())} in one update and {shape} in another: they are updates of "
+            "different models; give fine-tunes of one base."
+        )
+
+
+def pieces_at(changes: Any, place: int) -> Iterator[Tensor]:
+    """The entries of ``changes[place]`` in order, a piece at a time; Any: a type checked at runtime would read one."""
+    return changes.pieces(place) if isinstance(changes, Changes) else split(changes[place])

@@ -17,7 +17,7 @@ from probes.grafting.language import AnswerRows, answer_rows
 from probes.grafting.tasks import Outcome, Task, outcome
 from probes.halves import half_of
 from probes.replay import read_out
-from probes.series.members import Members, difference, members_of
+from probes.series.members import Members, difference, difference_pieces, members_of
 from probes.weights.naming import key_of
 from workbench.engine.hub import SiteHook
 from workbench.engine.sites import Site
@@ -42,7 +42,11 @@ def updates_of(base: AdaptedModel, members: Members) -> tuple[dict[str, TaskVect
         ]
         back = {names[key]: key for key in changed}
         vectors[title] = TaskVector(
-            LazyTensors(back, lambda name, opened=opened, back=back: difference(opened, back[name]))  # type: ignore[misc]
+            LazyTensors(
+                back,
+                lambda name, opened=opened, back=back: difference(opened, back[name]),  # type: ignore[misc]
+                lambda name, opened=opened, back=back: difference_pieces(opened, back[name]),  # type: ignore[misc]
+            )
         )
         models[title] = opened.identities()["tuned"]
     return vectors, models

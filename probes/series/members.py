@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from interventions.weightspace.lazy_tensors import split
 from probes.weights.naming import Place, place_of
 from probes.weights.sources import Factors, Opened, open_weights
 from workbench.errors import UserError
@@ -122,12 +123,30 @@ def difference(opened: Opened, name: str, before: Tensor | None = None) -> Tenso
         factors = opened.factors[name]
         product = factors.up @ factors.down
         return product.T if opened.layout.turned(place_of(name).module, product.ndim) else product
+    after, base, wide = _both(opened, name, before)
+    made = torch.empty(after.shape, dtype=wide, device=after.device)
+    for part, piece, below in zip(split(made), split(after), split(base), strict=True):
+        torch.sub(piece.to(wide), below, out=part)  # a whole operand of another dtype would be copied whole
+    return made
+
+
+def difference_pieces(opened: Opened, name: str) -> Iterator[Tensor]:
+    """The entries of :func:`difference` in order, a piece at a time; of a whole model a piece is all that is made."""
+    if name in opened.factors:
+        yield from split(difference(opened, name))
+        return
+    after, base, wide = _both(opened, name)
+    for piece, before in zip(split(after), split(base), strict=True):
+        yield piece.to(wide, copy=True).sub_(before)
+
+
+def _both(opened: Opened, name: str, before: Tensor | None = None) -> tuple[Tensor, Tensor, torch.dtype]:
+    """A tensor of the tuned model and of the base, and the dtype for their difference."""
     base = (opened.base[name]() if before is None else before).detach()
     after = opened.tuned[name]().detach().to(base.device)
     if after.shape != base.shape:
         raise UserError(f"{name} is {list(after.shape)} in a member and {list(base.shape)} in the base: another model.")
-    wide = torch.promote_types(torch.promote_types(base.dtype, after.dtype), torch.float32)
-    return after.to(wide, copy=True).sub_(base)
+    return after, base, torch.promote_types(torch.promote_types(base.dtype, after.dtype), torch.float32)
 
 
 def factored_norm2(factors: Factors) -> float:

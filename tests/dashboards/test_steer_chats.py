@@ -60,9 +60,7 @@ def test_a_runs_chats_are_shown_and_keep_their_turns(
     assert rows == [{"messages": CHAT}, "the lazy dog"]
 
 
-def test_raw_lines_and_a_system_turn(
-    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_raw_lines_and_a_system_turn(folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
     texts = {}
     for name, query in {"raw": {"read-as": "raw"}, "system": {"system": "Be brief."}}.items():

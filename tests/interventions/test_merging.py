@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 import interventions as iv
+from interventions.weightspace import lazy_tensors
+from interventions.weightspace.lazy_tensors import LazyTensors, split
 from interventions.weightspace.lora_lego import merged_factors
 from interventions.weightspace.merging import low_rank, stock_ratio, trimmed
 from tests.tiny import tiny_model, token_batch, tokenizer, tuned_copy
@@ -40,6 +44,46 @@ def test_an_update_adds_up_to_the_tuned_model_and_strength_0_is_the_base(pair: M
     with pytest.raises(RuntimeError, match="stop"), update.graft(pair.base).entered(pair.base):
         raise RuntimeError("stop")
     assert torch.equal(pair.base.hf(ids).logits, before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmoe", "mixtral"])
+def test_a_sum_is_written_over_the_bases_tensors_and_loads_again(family: str, tmp_path: Path) -> None:
+    """Mixtures among them, whose files hold their experts apart."""
+    base = tiny_model(family)
+    pair = load_pair(base, tuned_copy(base, size=0.1), device="cpu", tokenizer=tokenizer(), check=False)
+    before = {name: value.clone() for name, value in pair.base.hf.state_dict().items()}
+    update = iv.TaskVector.from_pair(pair)
+    (0.5 * update).save(pair.base, tmp_path / "half")
+    with (0.5 * update).graft(pair.base).entered(pair.base):
+        expected = {name: value.clone() for name, value in pair.base.hf.state_dict().items()}
+    written = type(pair.base.hf).from_pretrained(tmp_path / "half").state_dict()
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in written.items())
+    assert all(torch.equal(value, before[name]) for name, value in pair.base.hf.state_dict().items())
+    assert (tmp_path / "half" / "tokenizer.json").exists()
+    with pytest.raises(UserError, match="give a new folder"):
+        update.save(pair.base, tmp_path / "half")
+    with pytest.raises(UserError, match="overflows"):
+        (update * 1e39).save(pair.base, tmp_path / "never")
+    assert [path.name for path in tmp_path.iterdir()] == ["half"]
+
+
+def test_pieces_add_up_to_what_whole_tensors_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(seed: int) -> LazyTensors:
+        def whole(_: str) -> torch.Tensor:
+            return torch.randn(3, 7, generator=torch.Generator().manual_seed(seed))
+
+        return LazyTensors(["w"], whole, lambda name: split(whole(name)))
+
+    whole = [iv.TaskVector({"w": read(seed)["w"]}) for seed in range(3)]
+    monkeypatch.setattr(lazy_tensors, "PIECE", 4)
+    pieces = [iv.TaskVector(read(seed)) for seed in range(3)]
+    for rule in (iv.uniform_soup, iv.model_stock):
+        assert torch.equal(rule(whole).changes["w"], rule(pieces).changes["w"]), rule
+        halves = [0.5 * vector for vector in pieces]
+        assert torch.allclose(rule(halves).changes["w"], 0.5 * rule(whole).changes["w"], atol=1e-7), rule
+    with pytest.raises(UserError, match="different models"):
+        iv.uniform_soup([iv.TaskVector({"w": torch.ones(2, 3)}), pieces[0]]).held()
 
 
 def test_algebra(pair: ModelPair) -> None:

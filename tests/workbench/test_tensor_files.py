@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from workbench.tensor_files import write_safetensors
+from workbench.tensor_files import StoredTensors, write_safetensors
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -65,3 +65,15 @@ def test_views_scalars_and_gradients(tmp_path: Path) -> None:
 def test_one_number_seen_through_expand(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "x", {"a": [torch.tensor(3.0).expand(1)], "b": [torch.tensor([[2.0]]).T]})
     assert load_file(tmp_path / "x") == {"a": torch.tensor([3.0]), "b": torch.tensor([[2.0]])}
+
+
+def test_a_stored_tensor_is_overwritten_in_its_place(tmp_path: Path) -> None:
+    """Also in a file that the library wrote, whose neighbours stay."""
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4).to(torch.bfloat16), "c": torch.ones(3)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    stored = StoredTensors.of(tmp_path)
+    assert stored.has_room_for("b", tensors["b"]) and not stored.has_room_for("b", tensors["b"].float())
+    assert not stored.has_room_for("a", tensors["a"].T) and not stored.has_room_for("d", tensors["a"])
+    stored.overwrite("b", -tensors["b"])
+    read = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(read["b"], -tensors["b"]) and all(torch.equal(read[name], tensors[name]) for name in "ac")
