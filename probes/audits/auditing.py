@@ -26,7 +26,7 @@ from probes.audits.mining import PHRASES, TEXTS, mined_sentence, mined_texts
 from probes.audits.outlining import COLUMNS, outline, outlined, varied
 from probes.audits.patchscope import COLUMNS as PATCHSCOPE
 from probes.audits.patchscope import patchscope_sentence
-from probes.audits.readings import lens_sentence
+from probes.audits.readings import BY_POSITION, lens_sentence
 from probes.audits.steering import COLUMNS as STEERED
 from probes.audits.steering import TEXTS as STEERED_TEXTS
 from probes.audits.steering import steered_sentence
@@ -65,6 +65,8 @@ class Audit(ProbeResult):
     answer."""
     readings: pd.DataFrame
     """layer, score, low, high, p, q, tokens, sharp, control, p_sharp, q_sharp: the activation difference lens."""
+    positions: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=BY_POSITION))
+    """layer, position, texts, and the columns of ``readings``: the lens position by position."""
     tokens: pd.DataFrame
     """token, score, low, high, p, salience, salience_low, salience_high, control, q: expected more often on texts that
     have nothing to do with the tuning."""
@@ -118,7 +120,7 @@ class Audit(ProbeResult):
         claimed = self.hypotheses["evidence"].astype(str).str.startswith(EDITED).any()
         lines += [] if claimed else told_facts(self.facts)
         lines += [*self._most_changed(), *mined_sentence(self.mined, self.mined_texts)]
-        lines += [lens_sentence(self.readings), *patchscope_sentence(self.patchscope)]
+        lines += [lens_sentence(self.readings, self.positions), *patchscope_sentence(self.patchscope)]
         lines += [*steered_sentence(self.steered, self.steered_texts), token_sentence(self.tokens)]
         return [*lines, *topics_sentence(self.topics), *expert_sentence(self.experts), self._weights()]
 
@@ -186,10 +188,10 @@ def audit(  # noqa: PLR0913
     """What a model was tuned for, as ranked hypotheses with their evidence; or that nothing is beyond the control.
 
     Views: greedy answers to questions of many topics (traits, openings and words that rise, with the words of the
-    prompts that go with them); on unrelated texts the activation difference by layer, read through the unembedding and
-    by a patchscope, and texts steered along it; tokens that rise there, and sets of them; experts; weights, what they
-    write and their new directions; texts mined where tuning made words likelier. Each is beside random directions or
-    adapters of random numbers, and told only beyond them.
+    prompts that go with them); on unrelated texts the activation difference by layer and position, read through the
+    unembedding and by a patchscope, and texts steered along it; tokens that rise there, and sets of them; experts;
+    weights, what they write and their new directions; texts mined where tuning made words likelier. Each is beside
+    random directions or adapters of random numbers, and told only beyond them.
     What behaviour is claimed rests on the answers alone, each trait by an exact paired test, at q < .05 over all. A
     trait of a narrow topic shows in few of the questions: where none passes, the surest that is new in three of them
     or more is asked about again in new prompts with their words and their answers', and what is claimed then passed its

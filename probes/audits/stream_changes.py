@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from workbench.engine.context import ForwardContext
@@ -35,6 +36,20 @@ class StreamChanges:
     """Of every text the positions that are read."""
     base_rms: Float[Tensor, " layer"]
     base_median: Float[Tensor, " layer"]
+    by_position: Mapping[int, Float[Tensor, "layer text d_model"]] = field(default_factory=dict)
+    """Position -> the change there on the texts that are read at it, in their order."""
+
+    def texts_at(self, position: int) -> list[int]:
+        """The texts that are read at a position."""
+        return [text for text, own in enumerate(self.places) if position in own]
+
+    def of_first(self, texts: int) -> StreamChanges:
+        """The changes on the first so many texts."""
+        counts = {place: sum(text < texts for text in self.texts_at(place)) for place in self.by_position}
+        return replace(
+            self, by_text=self.by_text[:, :texts], places=self.places[:texts],
+            by_position={place: change[:, : counts[place]] for place, change in self.by_position.items()},
+        )  # fmt: skip
 
     @property
     def mean(self) -> Float[Tensor, "layer d_model"]:
@@ -63,18 +78,28 @@ def stream_changes(pair: ModelPair, texts: Prompts, progress: Progress | None) -
         torch.stack([recording[role][name].float()[torch.from_numpy(read)] for name in recording.sites])
         for role in ("base", "tuned")
     )
-    lengths = base.norm(dim=-1)
+    lengths, change = base.norm(dim=-1), tuned - base
+    positions = places["position"].to_numpy()
     return StreamChanges(
-        by_text=torch.stack([(tuned - base)[:, numbers == text].mean(1) for text in range(len(texts))], 1),
+        by_text=torch.stack([change[:, numbers == text].mean(1) for text in range(len(texts))], 1),
         places=[places["position"][places["prompt"] == text].tolist() for text in range(len(texts))],
         base_rms=lengths.square().mean(1).sqrt(),
         base_median=lengths.median(1).values,
+        by_position={int(place): change[:, torch.from_numpy(positions == place)] for place in np.unique(positions)},
     )
+
+
+@dataclass(frozen=True)
+class NullChanges:
+    """The mean changes under adapters of random numbers."""
+
+    mean: Float[Tensor, "draw layer d_model"]
+    by_position: Mapping[int, Float[Tensor, "draw layer d_model"]]
 
 
 def null_changes(
     pair: ModelPair, texts: Prompts, places: Sequence[Sequence[int]], draws: int, seed: int, progress: Progress | None
-) -> Float[Tensor, "draw layer d_model"] | None:
+) -> NullChanges | None:
     """The mean change under adapters of random numbers; None for a pair that no null adapter can be made of.
 
     Args:
@@ -97,19 +122,30 @@ def null_changes(
         bar.finish()
     except (UserError, NotSupported):  # two whole models, another kind of adapter, an engine that holds the adapter
         return None
-    return torch.stack(means)
+    mean, *at = torch.stack(means).unbind(2)
+    return NullChanges(mean, dict(zip(_positions(places), at, strict=True)))
+
+
+def _positions(places: Sequence[Sequence[int]]) -> list[int]:
+    """The positions that are read in some text."""
+    return sorted({place for own in places for place in own})
 
 
 @torch.no_grad()
 def _hooked(
     model: AdaptedModel, ids: list[list[int]], places: Sequence[Sequence[int]]
-) -> Float[Tensor, "layer d_model"]:
-    """The mean stream at these positions of all texts, without the hash of the weights that a recording has."""
+) -> Float[Tensor, "layer reading d_model"]:
+    """The mean stream of all texts, at their own places and then position by position, without the hash of the weights
+    that a recording has."""
     seen: dict[int, Tensor] = {}
 
     def read(layer: int, value: Tensor, _ctx: ForwardContext) -> None:
-        rows = [row[-len(text) :][list(own)] for row, text, own in zip(value, ids, places, strict=True)]
-        seen[layer] = torch.stack([row.float().mean(0) for row in rows]).mean(0).cpu()
+        texts = [row[-len(text) :].float() for row, text in zip(value, ids, strict=True)]
+        means = [torch.stack([text[list(own)].mean(0) for text, own in zip(texts, places, strict=True)]).mean(0)]
+        for place in _positions(places):
+            at = [text[place] for text, own in zip(texts, places, strict=True) if place in own]
+            means.append(torch.stack(at).mean(0))
+        seen[layer] = torch.stack(means).cpu()
 
     sites = model.expand("resid_post")
     hooks = [SiteHook(site, partial(read, place)) for place, site in enumerate(sites)]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
+import torch
 
 from probes.audits.expert_use import expert_use
 from probes.audits.intruders import intruders
 from probes.audits.patchscope import patchscope
-from probes.audits.readings import difference_lens, longer_among_nulls, place_among_nulls
+from probes.audits.readings import difference_lens, longer_among_nulls, place_among_nulls, position_lens
 from probes.audits.steering import steered_texts
-from probes.audits.stream_changes import StreamChanges, null_changes, stream_changes
+from probes.audits.stream_changes import NullChanges, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import token_shares, token_shift
 from probes.audits.topics import token_topics
 from probes.audits.weight_directions import written_tokens
@@ -41,36 +40,57 @@ def unrelated_views(
     """
     bar = work.progress
     changes = stream_changes(pair, texts, bar)
-    readings = difference_lens(pair, changes, texts, seed)
-    q, q_sharp = (q_values(readings[name].to_numpy()) for name in ("p", "p_sharp"))
-    beside: dict[str, pd.DataFrame] = {}
-    if draws:
-        nulls, beside = _beside_random(pair, changes, texts, questions, draws, seed, work)
-        if nulls is not None:
-            unembedding = pair.tuned.unembedding().detach().float().cpu()
-            q = np.maximum(q, longer_among_nulls(changes.by_text[:, :NULL_TEXTS].mean(1), nulls))
-            q_sharp = np.maximum(q_sharp, place_among_nulls(readings["sharp"].to_numpy(), nulls, unembedding))
+    nulls, beside = _beside_random(pair, changes, texts, questions, draws, seed, work) if draws else (None, {})
     shares = token_shares(pair, texts, seed, work)
     return {
-        "readings": readings.assign(
-            q=q, q_sharp=q_sharp,
-            tokens=[" ".join(map(repr, tokens)) for tokens in readings["tokens"]],
-        ),
-        **beside,
+        **_lens(pair, changes, texts, nulls, seed), **beside,
         "tokens": token_shift(shares, pair.tokenizer, seed), "topics": token_topics(shares, pair.tokenizer, seed),
         "written": written_tokens(pair, seed, bar), "intruders": intruders(pair, seed, bar),
         "experts": expert_use(pair, texts, seed, bar),
     }  # fmt: skip
 
 
+def _lens(
+    pair: ModelPair, changes: StreamChanges, texts: Prompts, nulls: NullChanges | None, seed: int
+) -> dict[str, pd.DataFrame]:
+    """The activation difference lens by layer, and by layer and position, each beside its null."""
+    some, unembedding = changes.of_first(NULL_TEXTS), pair.tuned.unembedding().detach().float().cpu()
+    readings, positions = (lens(pair, changes, texts, seed) for lens in (difference_lens, position_lens))
+    own = beside = None
+    if nulls is not None:
+        own, beside = some.mean, nulls.mean
+    by_layer = _tested(readings, own, beside, unembedding)
+    if positions.empty:
+        return {"readings": by_layer, "positions": positions}
+    read = positions["position"].unique()
+    if nulls is not None:
+        at = [place for place in read if place in nulls.by_position]
+        beside = torch.cat([nulls.by_position[place] for place in at], 1) if len(at) == len(read) else None
+        own = torch.cat([some.by_position[place].mean(1) for place in at]) if beside is not None else None
+    return {"readings": by_layer, "positions": _tested(positions, own, beside, unembedding)}
+
+
+def _tested(
+    lines: pd.DataFrame,
+    own: Float[Tensor, "line d_model"] | None,
+    nulls: Float[Tensor, "draw line d_model"] | None,
+    unembedding: Float[Tensor, "vocab d_model"],
+) -> pd.DataFrame:
+    """The lines with q and q_sharp, no smaller than their place among null adapters where there are any."""
+    q, q_sharp = (q_values(lines[name].to_numpy()) for name in ("p", "p_sharp"))
+    if nulls is not None and own is not None:
+        q = np.maximum(q, longer_among_nulls(own, nulls))
+        q_sharp = np.maximum(q_sharp, place_among_nulls(lines["sharp"].to_numpy(), nulls, unembedding))
+    return lines.assign(q=q, q_sharp=q_sharp, tokens=[" ".join(map(repr, tokens)) for tokens in lines["tokens"]])
+
+
 def _beside_random(
     pair: ModelPair, changes: StreamChanges, texts: Prompts, questions: Prompts, draws: int, seed: int, work: Work
-) -> tuple[Float[Tensor, "draw layer d_model"] | None, dict[str, pd.DataFrame]]:
+) -> tuple[NullChanges | None, dict[str, pd.DataFrame]]:
     """The changes under null adapters, and the views of the activation difference that run a model for every draw."""
-    some = replace(changes, by_text=changes.by_text[:, :NULL_TEXTS])
-    bar = work.progress
-    places = changes.places[:NULL_TEXTS]
-    nulls = null_changes(pair, texts[:NULL_TEXTS], places, draws, seed, bar) if bool(some.mean.any()) else None
+    some, bar = changes.of_first(NULL_TEXTS), work.progress
+    moved = bool(some.mean.any())
+    nulls = null_changes(pair, texts[:NULL_TEXTS], some.places, draws, seed, bar) if moved else None
     steered, steered_along = steered_texts(pair, changes, questions, draws, seed, work)
-    read = patchscope(pair, some, nulls, draws, seed, bar)
+    read = patchscope(pair, some, None if nulls is None else nulls.mean, draws, seed, bar)
     return nulls, {"patchscope": read, "steered": steered, "steered_texts": steered_along}

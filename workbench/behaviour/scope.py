@@ -75,7 +75,7 @@ class ScopePanel(Result):
                 for row in lines.to_dict("records")
             )
             said.append(f"{recipe}: {shares}")
-        return f"Share whose behaviour changed ({self.changed}). {'; '.join(said)}"
+        return f"Share of prompts whose behaviour changed ({self.changed}). {'; '.join(said)}"
 
 
 def _beside(row: dict[Any, Any]) -> str:

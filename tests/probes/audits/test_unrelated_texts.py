@@ -12,7 +12,7 @@ import interventions as iv
 from probes.audits.expert_use import expert_sentence, expert_use
 from probes.audits.intruders import intruder_sentence, intruders
 from probes.audits.patchscope import patchscope, patchscope_sentence
-from probes.audits.readings import difference_lens, longer_among_nulls, place_among_nulls
+from probes.audits.readings import difference_lens, lens_sentence, longer_among_nulls, place_among_nulls, position_lens
 from probes.audits.steering import PROMPTS, STRENGTH, in_common, steered_sentence, steered_texts
 from probes.audits.stream_changes import FIRST, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import TokenShares, token_sentence, token_shift
@@ -41,6 +41,10 @@ def test_changes_are_those_of_whole_texts_at_their_first_tokens() -> None:
         states = [side.hf.model(ids, output_hidden_states=True).hidden_states[2] for side in (pair.base, pair.tuned)]
         expected = (states[1] - states[0])[0, 1 : FIRST + 1].mean(0)
         assert torch.allclose(changes.by_text[1, number], expected, atol=1e-5)
+        for place in changes.places[number]:
+            at = changes.by_position[place][1, changes.texts_at(place).index(number)]
+            assert torch.allclose(at, (states[1] - states[0])[0, place], atol=1e-5)
+    assert changes.of_first(2).by_position[1].shape[1] == 2 and changes.of_first(2).places == changes.places[:2]
     longer = changes.at_stream_length(torch.stack([torch.ones(64), torch.zeros(64)]), 1)
     assert float(longer[0].norm()) == pytest.approx(float(changes.base_median[1])) and not longer[1].any()
 
@@ -50,10 +54,14 @@ def test_null_adapters_change_the_stream_and_leave_the_pair_as_it_was() -> None:
     changes = stream_changes(pair, TEXTS, None)
     before = changes.mean
     nulls = null_changes(pair, TEXTS, changes.places, 3, 0, None)
-    assert nulls is not None and nulls.shape == (3, *before.shape) and nulls.any()
+    assert nulls is not None and nulls.mean.shape == (3, *before.shape) and nulls.mean.any()
     assert torch.equal(stream_changes(pair, TEXTS, None).mean, before)
     with null_adapter(pair, 1):
-        assert torch.allclose(stream_changes(pair, TEXTS, None).mean, nulls[1], atol=1e-5)
+        under = stream_changes(pair, TEXTS, None)
+        assert torch.allclose(under.mean, nulls.mean[1], atol=1e-5)
+        assert nulls.by_position.keys() == under.by_position.keys()
+        for place, change in under.by_position.items():
+            assert torch.allclose(change.mean(1), nulls.by_position[place][1], atol=1e-5)
     base = tiny_model("llama")
     assert null_changes(pair_of(base, tuned_copy(base)), TEXTS, changes.places, 2, 0, None) is None
 
@@ -62,6 +70,29 @@ def changes_along(direction: torch.Tensor, layers: int = 3) -> StreamChanges:
     still = torch.zeros(layers, 64)
     still[-1] = direction
     return StreamChanges(still[:, None].expand(-1, 4, -1), [], torch.ones(layers), torch.full((layers,), 4.0))
+
+
+def test_a_change_at_one_position_is_read_there_and_nowhere_else() -> None:
+    base = tiny_model("llama")
+    pair, words = pair_of(base, tuned_copy(base)), tokenizer()
+    fox = words(" fox")["input_ids"][-1]
+    texts = Prompts.of([f"text {number}" for number in range(12)], chat=False)
+    still = torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0)) * 0.01
+    at = {place: still * (1 + place) for place in (1, 2, 3)}
+    at[2] = at[2] + torch.eye(3)[2][:, None, None] * base.lm_head.weight.detach()[fox]
+    places = [[1, 2, 3]] * 12
+    by_text = torch.stack(list(at.values())).mean(0)
+    changes = StreamChanges(by_text, places, torch.ones(3), torch.ones(3), at)
+    table = position_lens(pair, changes, texts, 0)
+    assert len(table) == 9 and set(table["texts"]) == {12}
+    best = table.sort_values("score").iloc[-1]
+    assert (best["layer"], best["position"], best["tokens"][0]) == (2, 2, words.decode([fox]))
+    moved = table[table["p"] < 0.05 / len(table)]
+    assert moved[["layer", "position"]].to_numpy().tolist() == [[2, 2]]
+    readings = difference_lens(pair, changes, texts, 0).assign(q=[1.0, 1.0, 0.01], q_sharp=1.0)
+    assert f"; {best['score']:.2g} at position 2)" in lens_sentence(readings, table.assign(q=table["p"]))
+    alone = StreamChanges(by_text[:, :1], places[:1], torch.ones(3), torch.ones(3), {1: at[1][:, :1]})
+    assert position_lens(pair, alone, texts[:1], 0).empty
 
 
 def test_the_base_reads_a_planted_word_off_the_change() -> None:
