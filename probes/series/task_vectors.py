@@ -14,7 +14,7 @@ from workbench.models.series import ModelSeries, load_series
 def task_vectors(base: Any, members: Any) -> dict[str, TaskVector]:
     """Each fine-tune of ``base`` as an update of it, by name; nothing is loaded but the tensor that is asked for.
 
-    Merges of many full models so hold the base, the merge while it is written, and a tensor or two beside.
+    Merges of many full models so hold the base and a tensor or two, also while they are written.
 
     Example:
         >>> vectors = probes.task_vectors(base, ["tune-1", "tune-2", "tune-3"])  # doctest: +SKIP

@@ -26,6 +26,8 @@ class ByPrompt(Result):
     mean: dict[str, float]
     control: dict[str, float] = field(default_factory=dict)
     beyond: dict[str, float] = field(default_factory=dict)
+    what: str = ""
+    """What the number of a prompt is."""
 
     title: ClassVar[str] = "By prompt"
 
@@ -37,7 +39,7 @@ class ByPrompt(Result):
         """From the scores that a registered behaviour returns for ``rows``, and those of its control."""
         made = Provenance.of(method.function, {model.role: model}, rows, seed=seed, device=str(model.device),
                              settings=dict(settings))  # fmt: skip
-        own = np.asarray(scores, dtype=np.float64)
+        own, what = np.asarray(scores, dtype=np.float64), method.summary.partition(":")[0].rstrip(".")
         table = pd.DataFrame({"prompt": np.arange(len(own)), "score": own})
 
         def mean(values: np.ndarray) -> dict[str, float]:
@@ -45,11 +47,11 @@ class ByPrompt(Result):
             return {name: float(value) for name, value in interval._asdict().items()}
 
         if control is None:
-            return cls(table=table, provenance=made, mean=mean(own))
+            return cls(table=table, provenance=made, mean=mean(own), what=what)
         other = np.asarray(control, dtype=np.float64)
         return cls(
             table=table.assign(control=other), provenance=made, mean=mean(own), control=mean(other),
-            beyond=mean(own - other),
+            beyond=mean(own - other), what=what,
         )  # fmt: skip
 
     def figure(self) -> go.Figure:
@@ -60,7 +62,7 @@ class ByPrompt(Result):
 
     def summary(self) -> str:
         """The mean with its interval, beside its control."""
-        said = f"mean {_said(self.mean)} over {len(self.table)} prompts"
+        said = f"{self.what}{': ' if self.what else ''}mean {_said(self.mean)} over {len(self.table)} prompts"
         return f"{said}, control {_said(self.control)}, beyond it {_said(self.beyond)}" if self.control else said
 
 

@@ -112,6 +112,9 @@ def test_one_number_per_prompt_is_a_result_with_its_mean(here: Path) -> None:
     )
     np.testing.assert_allclose(found.table["control"], others, rtol=1e-5)
     assert ", control " in found.summary()
+    assert found.summary().startswith(
+        "The model's own probability, between 0 and 1, that its answer to each prompt is right: mean "
+    )
     assert found.mean["low"] <= found.table["score"].mean() <= found.mean["high"]  # type: ignore[attr-defined]
 
 
