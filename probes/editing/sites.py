@@ -173,7 +173,7 @@ class _Edits:
     def table(self, sites: Sequence[tuple[int, str]]) -> pd.DataFrame:
         """One row per site."""
         before, perplexity = self.measures.take(self.model), self.measures.perplexity(self.model)
-        scattered = {module: self._scattered(module) for _, module in sites}
+        scattered = {module: self._scattered(module) for module in dict.fromkeys(module for _, module in sites)}
         rows = []
         for layer, module in sites:
             self.watch.advance()

@@ -53,6 +53,12 @@ class Calls:
         return {name: default for name, default in found.items() if name not in left_out}
 
 
+def takes_progress(probe: Callable[..., Any], calls: Calls) -> bool:
+    """Whether a call may be handed a bar."""
+    options = [field.name for field in dataclasses.fields(calls.options)] if calls.options is not None else []
+    return "progress" in (*inspect.signature(probe).parameters, *options)
+
+
 _REPLACED: ContextVar[Callable[[Any], ModelPair] | None] = ContextVar("replaced", default=None)
 
 

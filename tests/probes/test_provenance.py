@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from probes.knob.find import Setup
 from probes.knob.subspace import Training
 from probes.needles.trials import contents
 from probes.results import Provenance
-from tests.probes.provenance import Calls, calls_of, homes, pair, probes_with_results, rows
+from tests.probes.provenance import Calls, calls_of, homes, pair, probes_with_results, rows, takes_progress
 from tests.probes.provenance_calls import shouts
 from workbench.call_settings import APART, LONG, call_settings, plain, prompts_hash
 from workbench.prompts import Prompts
@@ -32,15 +33,37 @@ DATA = ("recording", "prompts", "trials")
 """Arguments that are named by hash, in fields of the provenance of their own."""
 
 
+@dataclass
+class Bar:
+    """A progress that notes every task that counted more or fewer units than it had said."""
+
+    running: list[list[Any]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def start(self, what: str, total: int | None) -> None:
+        self.running.append([what, total, 0])
+
+    def advance(self, by: int = 1) -> None:
+        self.running[-1][2] += by
+
+    def finish(self) -> None:
+        what, total, done = self.running.pop()
+        if total is not None and done != total and sys.exc_info()[0] is None:  # not one that was given up
+            self.wrong.append(f"{what}: {done} of {total}")
+
+
 def left_out(probe: Callable[..., Any], calls: Calls) -> list[str]:
-    """What the provenance of the results does not hold, and what no call gives another value than its default."""
+    """What the provenance of the results does not hold, what no call gives another value than its default, and bars
+    that end elsewhere than they said."""
     arguments, missing, tried = calls.arguments(probe), [], set()
+    bar = Bar()
+    heard: dict[str, Any] = {"progress": bar} if takes_progress(probe, calls) else {}
     for given in calls.given:
-        made = probe(**given).provenance
+        made = probe(**given, **heard).provenance
         json.dumps(dataclasses.asdict(made))
         missing += [f"{name} of {sorted(given)}" for name, value in given.items() if not held(made, name, value)]
         tried |= {name for name, value in given.items() if plain(value) != plain(arguments[name])}
-    return [*missing, *(f"{name}: never tried" for name in arguments if name not in tried)]
+    return [*missing, *bar.wrong, *(f"{name}: never tried" for name in arguments if name not in tried)]
 
 
 def held(made: Provenance, name: str, value: Any) -> bool:
@@ -67,7 +90,7 @@ def test_every_probe_has_its_calls() -> None:
 
 
 @pytest.mark.parametrize("name", probes_with_results())
-def test_every_argument_is_in_the_provenance(name: str) -> None:
+def test_every_argument_is_in_the_provenance_and_bars_end_where_they_said(name: str) -> None:
     assert left_out(getattr(probes, name), calls_of(name)) == []
 
 
