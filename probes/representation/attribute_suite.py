@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import dealt_folds, held_out_right
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
@@ -117,7 +117,7 @@ def attribute_suite(
     splits = {"unseen": of, "seen": np.arange(len(of))}
     random = _given_out(wanted, of, draws, seed)
     bar = progress or Silent()
-    bar.start("attributes", len(recording.sites))
+    bar.start("attributes", n_readings(recording, rows))
     lines, each = [], []
     for own, sides in cells_of(recording, rows):
         bar.advance()

@@ -99,6 +99,11 @@ def _inside(index: Any, spans: Sequence[Any]) -> Int[np.ndarray, " row"]:
     return np.flatnonzero((position >= ends[:, 0]) & (position < ends[:, 1]))
 
 
+def n_readings(recording: Recording, rows: PromptRows, by_position: bool = False) -> int:
+    """How often :func:`cells_of` yields."""
+    return sum(name.startswith("blocks.") for name in recording.sites) * len(rows.places(by_position))
+
+
 def cells_of(
     recording: Recording, rows: PromptRows, by_position: bool = False
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Float[Tensor, "cell prompt d"]]]]:

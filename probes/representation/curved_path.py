@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from probes.call_settings import of_recording
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import units_of
 from probes.results import ProbeResult
@@ -123,7 +123,7 @@ def curved_path(
     positive = y == len(names) - 1
     thirds = _thirds(rows.clusters, positive, identity, seed)
     bar = progress or Silent()
-    bar.start("paths", len(recording.sites))
+    bar.start("paths", n_readings(recording, rows))
     lines, fields = [], []
     for own, sides in cells_of(recording, rows):
         bar.advance()

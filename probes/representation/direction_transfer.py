@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
 from probes.halves import half_of
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
@@ -107,7 +107,7 @@ def direction_transfer(
     positive = y == len(names) - 1
     fit = parted(rows.clusters, positive, seed)
     bar = progress or Silent()
-    bar.start("transfer", len(recording.sites))
+    bar.start("transfer", n_readings(recording, rows))
     lines = []
     for own, sides in cells_of(recording, rows):
         bar.advance()

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import FEWEST, classes_of, held_out_probabilities
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
@@ -108,7 +108,7 @@ def layer_views(
     rows = PromptRows.of(recording)
     y, names = classes_of(rows.labels(labels))
     bar = progress or Silent()
-    bar.start("views", len(recording.sites))
+    bar.start("views", n_readings(recording, rows))
     cells, chances = [], []
     for own, sides in cells_of(recording, rows):
         bar.advance()

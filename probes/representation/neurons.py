@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.stats import rankdata
 
 from probes.call_settings import of_recording
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import dealt_folds
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
@@ -129,7 +129,7 @@ def concept_neurons(  # noqa: PLR0913 (a public call)
     mixed = shuffled_labels(y.astype(np.int64), draws, seed + 1, rows.clusters).astype(bool)
     dealt = dealt_folds(folds, rows.clusters, y.astype(np.int64), seed)
     bar = progress or Silent()
-    bar.start("concept neurons", len(recording.sites))
+    bar.start("concept neurons", n_readings(recording, rows))
     tables, layers, neurons_of = [], [], {}
     for own, sides in cells_of(recording, rows):
         for number, cell in enumerate(own):

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import torch
 
 from probes.call_settings import of_recording
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import FEWEST, classes_of
 from probes.resampling import bootstrap_weights, shuffled_labels, units_of
 from probes.results import ProbeResult
@@ -105,7 +105,7 @@ def class_separability(
     mixed = shuffled_labels(y, draws, seed + 1, rows.clusters)
     parts = _variants(rows, variants)
     bar = progress or Silent()
-    bar.start("separability", len(recording.sites))
+    bar.start("separability", n_readings(recording, rows))
     lines = []
     for own, sides in cells_of(recording, rows):
         for number, cell in enumerate(own):
@@ -235,7 +235,7 @@ def procrustes_drift(
     classes = _known_classes(rows, labels)
     weights = np.concatenate([np.ones((1, len(dealt))), bootstrap_weights(len(dealt), draws, seed, rows.clusters)])
     bar = progress or Silent()
-    bar.start("Procrustes drift", len(recording.sites))
+    bar.start("Procrustes drift", n_readings(recording, rows))
     lines = []
     for own, sides in cells_of(recording, rows):
         for number, cell in enumerate(own):

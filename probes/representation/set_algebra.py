@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.resampling import bootstrap_weights, units_of
 from probes.results import ProbeResult
 from probes.scored import with_q
@@ -111,7 +111,7 @@ def set_algebra(
     names, wanted = _labels(rows.labels(sets), fit)
     first, second = _drawn(np.flatnonzero(~fit), pairs, seed)
     bar = progress or Silent()
-    bar.start("set algebra", len(recording.sites))
+    bar.start("set algebra", n_readings(recording, rows))
     lines: list[dict[str, Any]] = []
     for own, sides in cells_of(recording, rows):
         bar.advance()

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from probes.call_settings import of_recording
 from probes.effects.panel import interval_of
-from probes.representation.cells import PromptRows, cells_of
+from probes.representation.cells import PromptRows, cells_of, n_readings
 from probes.representation.classifier import FEWEST, Kind, classes_of, dealt_folds, held_out_right
 from probes.resampling import cluster_means, shuffled_labels, units_of
 from probes.results import ProbeResult
@@ -157,7 +157,7 @@ def probe_suite(  # noqa: PLR0913 (a public call; all but two by keyword)
     hits_of: dict[str, list[np.ndarray]] = {"base": [], "tuned": []}
     cells: list[dict[str, Any]] = []
     bar = progress or Silent()
-    bar.start("probe suite", len(recording.sites))
+    bar.start("probe suite", n_readings(recording, rows, by_position))
     split = np.repeat(dealt[None], len(tasks), 0)
     for own, sides in cells_of(recording, rows, by_position):
         cells += own
