@@ -124,10 +124,11 @@ def series_curve(
     watch = progress or Silent()
     watch.start("series", len(vectors) + 1)
     base = _Asked.of(answers, task, None)
+    watch.advance()
     asked_of = {}
     for name, vector in vectors.items():
-        watch.advance()
         asked_of[name] = _Asked.of(answers, task, vector)
+        watch.advance()
     watch.finish()
     trace = _trace(answers, task, vectors, clusters, seed) if lens else pd.DataFrame(columns=TRACE)
     final = list(asked_of.values())[-1]
