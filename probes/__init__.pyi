@@ -1833,7 +1833,7 @@ def series_curve(
     *,
     checkpoints: Sequence[str] = (),
     lens: bool = False,
-    trained_on: Mapping[str, Any] | None = None,
+    trained_on: Annotated[Mapping[str, Any] | None, As("prompt sets")] = None,
     draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,

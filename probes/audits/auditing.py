@@ -66,7 +66,8 @@ class Audit(ProbeResult):
     readings: pd.DataFrame
     """layer, score, low, high, p, q, tokens, sharp, control, p_sharp, q_sharp: the activation difference lens."""
     positions: pd.DataFrame = field(default_factory=partial(pd.DataFrame, columns=BY_POSITION))
-    """layer, position, texts, and the columns of ``readings``: the lens position by position."""
+    """layer, position, texts, and the columns of ``readings``: the lens position by position; q is NaN at positions
+    where no null adapter was read."""
     tokens: pd.DataFrame
     """token, score, low, high, p, salience, salience_low, salience_high, control, q: expected more often on texts that
     have nothing to do with the tuning."""

@@ -53,7 +53,10 @@ def unrelated_views(
 def _lens(
     pair: ModelPair, changes: StreamChanges, texts: Prompts, nulls: NullChanges | None, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """The activation difference lens by layer, and by layer and position, each beside its null."""
+    """The activation difference lens by layer, and by layer and position, each beside its null.
+
+    q is NaN at a position that occurs in no text of the null adapters': what was not tested is not said to have moved.
+    """
     some, unembedding = changes.of_first(NULL_TEXTS), pair.tuned.unembedding().detach().float().cpu()
     readings, positions = (lens(pair, changes, texts, seed) for lens in (difference_lens, position_lens))
     own = beside = None
@@ -62,12 +65,15 @@ def _lens(
     by_layer = _tested(readings, own, beside, unembedding)
     if positions.empty:
         return {"readings": by_layer, "positions": positions}
-    read = positions["position"].unique()
-    if nulls is not None:
-        at = [place for place in read if place in nulls.by_position]
-        beside = torch.cat([nulls.by_position[place] for place in at], 1) if len(at) == len(read) else None
-        own = torch.cat([some.by_position[place].mean(1) for place in at]) if beside is not None else None
-    return {"readings": by_layer, "positions": _tested(positions, own, beside, unembedding)}
+    if nulls is None:
+        return {"readings": by_layer, "positions": _tested(positions, None, None, unembedding)}
+    at = [place for place in positions["position"].unique() if place in nulls.by_position]
+    beside = torch.cat([nulls.by_position[place] for place in at], 1)
+    own = torch.cat([some.by_position[place].mean(1) for place in at])
+    there = positions["position"].isin(at)
+    tested = _tested(positions[there].copy(), own, beside, unembedding)
+    untested = positions[~there].assign(q=np.nan, q_sharp=np.nan, tokens=lambda lines: _shown(lines["tokens"]))
+    return {"readings": by_layer, "positions": pd.concat([tested, untested]).sort_index()}
 
 
 def _tested(
@@ -81,7 +87,11 @@ def _tested(
     if nulls is not None and own is not None:
         q = np.maximum(q, longer_among_nulls(own, nulls))
         q_sharp = np.maximum(q_sharp, place_among_nulls(lines["sharp"].to_numpy(), nulls, unembedding))
-    return lines.assign(q=q, q_sharp=q_sharp, tokens=[" ".join(map(repr, tokens)) for tokens in lines["tokens"]])
+    return lines.assign(q=q, q_sharp=q_sharp, tokens=_shown(lines["tokens"]))
+
+
+def _shown(lines: pd.Series) -> list[str]:
+    return [" ".join(map(repr, tokens)) for tokens in lines]
 
 
 def _beside_random(

@@ -41,8 +41,8 @@ class EdgeAttribution(ProbeResult):
     ``table``: ``module`` ("L0H1 -> L2H3.q"), ``layer`` (the receiver's), sender, receiver; ``score``: tuned - base (of
     one model: its own), how much of the metric the edge carries, with its interval over groups of prompts; ``control``:
     the same with what the sender said on other prompts; ``base``, ``tuned``; ``present``: in which of them the edge
-    carries at least ``least`` of the largest gap with q <= .05 ("both", "base", "tuned", "-"); ``found_again``: the
-    share of bootstraps of the groups in which it is among the largest (:data:`FOUND`).
+    carries at least ``least`` of the largest gap with q <= .05 ("both", "base", "tuned", "-"; of one model its role);
+    ``found_again``: the share of bootstraps of the groups in which it is among the largest (:data:`FOUND`).
     """
 
     gaps: dict[str, float]
@@ -72,6 +72,8 @@ class EdgeAttribution(ProbeResult):
         counts = self.table["present"].value_counts()
         top = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
         named = (("both", "in both"), ("base", "in the base alone"), ("tuned", "in the tuned model alone"))
+        if len(self.gaps) == 1:
+            named = ((next(iter(self.gaps)), "of which carry the task"),)
         said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in named)
         again = "" if np.isnan(self.stability) else (
             f"; {self.stability:.0%} of the largest {sought(self.edges)} are found again in bootstraps of the prompts "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from probes.series.answers import Answers, pair_members, updates_of
 from probes.series.change_point import change_point
 from probes.series.training_perplexity import perplexities, predicted, training_sets
 from workbench.argument_checks import check_pair
+from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.progress import Progress, Silent
 from workbench.prompts.collection import Prompts
@@ -88,7 +89,7 @@ def series_curve(
     *,
     checkpoints: Sequence[str] = (),
     lens: bool = False,
-    trained_on: Mapping[str, Any] | None = None,
+    trained_on: Annotated[Mapping[str, Any] | None, As("prompt sets")] = None,
     draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
@@ -104,8 +105,8 @@ def series_curve(
         prompts: Rows with an answer (and a distractor): for fairness, the unwanted word.
         checkpoints: The members before the final one: folders or hub ids, or a Trainer's output folder.
         lens: Also trace the answer (the unwanted word) through the layers of every member with the logit lens.
-        trained_on: Member -> the rows it was trained on: whether the base's perplexity of them predicts the scores.
-            Needs three members at least.
+        trained_on: Member (checkpoint-500, ..., tuned) -> the rows it was trained on: whether the base's perplexity of
+            them predicts the scores. Needs three members at least.
         draws: Resamples of the change's interval and random orders of its test.
         seed: Their seed.
 

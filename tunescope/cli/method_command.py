@@ -92,7 +92,7 @@ def _callback(method: Method) -> Callable[..., None]:
         parameters["prompts"] = (PromptFile, inspect.Parameter.empty)
     placed = ("executor", "engine_settings")  # said where the whole command runs
     own = {option.name: option for option in shown_options(method) if option.name not in placed}
-    parameters |= {name: _parameter(option) for name, option in own.items()}
+    parameters |= {name: _parameter(option, alone="prompts" not in parameters) for name, option in own.items()}
     parameters |= {name: pair for name, pair in COMMON.items() if _has(method, name) and name not in parameters}
 
     def run(**values: Any) -> None:
@@ -148,8 +148,11 @@ def shown_options(method: Method) -> list[Option]:
     return options
 
 
-def _parameter(option: Option) -> tuple[Any, Any]:
-    """The type and default of an option on the command line; what is not given is None, and has its own default."""
+def _parameter(option: Option, *, alone: bool) -> tuple[Any, Any]:
+    """The type and default of an option on the command line; what is not given is None, and has its own default.
+
+    ``alone``: the command reads no other file of prompts, so sets of prompts are called that too.
+    """
     flag = f"--{option.name.replace('_', '-')}"
     help_text = _help(option)
     missing = inspect.Parameter.empty if option.required else None
@@ -159,8 +162,9 @@ def _parameter(option: Option) -> tuple[Any, Any]:
         limits = {"min": option.minimum, "max": option.maximum}
         return Annotated[PLAIN[option.kind] | None, typer.Option(flag, help=help_text, **limits)], missing  # type: ignore[arg-type]
     if option.kind == _REPEATED:
-        repeated = typer.Option(flag, "--prompts", help=f"{help_text} One file of prompts for each; repeat it.")
-        return Annotated[list[str], repeated], missing
+        flags = (flag, "--prompts") if alone else (flag,)
+        repeated = typer.Option(*flags, help=f"{help_text} One file of prompts for each, as NAME=FILE; repeat it.")
+        return Annotated[list[str] if option.required else list[str] | None, repeated], missing
     return Annotated[str | None, typer.Option(flag, help=help_text)], missing
 
 

@@ -17,6 +17,7 @@ from probes.audits.steering import PROMPTS, STRENGTH, in_common, steered_sentenc
 from probes.audits.stream_changes import FIRST, StreamChanges, null_changes, stream_changes
 from probes.audits.token_shift import TokenShares, token_sentence, token_shift
 from probes.audits.topics import token_topics, topics_sentence
+from probes.audits.unrelated_texts import unrelated_views
 from tests.probes.test_against_null_adapters import lora_pair
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.behaviour.subject import Work
@@ -93,6 +94,18 @@ def test_a_change_at_one_position_is_read_there_and_nowhere_else() -> None:
     assert f"; {best['score']:.2g} at position 2)" in lens_sentence(readings, table.assign(q=table["p"]))
     alone = StreamChanges(by_text[:, :1], places[:1], torch.ones(3), torch.ones(3), {1: at[1][:, :1]})
     assert position_lens(pair, alone, texts[:1], 0).empty
+
+
+def test_a_position_that_no_null_adapter_reads_has_no_q() -> None:
+    short = [f"{word} {other}" for word in ("fox", "dog", "quick", "brown") for other in ("fox", "dog", "lazy", "the")]
+    texts = Prompts.of([*short, "the quick brown fox jumps over", "over the lazy dog and the fox"], chat=False)
+    table = unrelated_views(lora_pair(), texts, TEXTS, 3, 0, Work(4, None))["positions"]
+    longest_null = max(len(tokenizer()(text)["input_ids"]) for text in short) - 1
+    tested = table["position"] <= longest_null
+    assert 0 < tested.sum() < len(table)
+    assert table.loc[tested, ["q", "q_sharp"]].notna().all(axis=None)
+    assert table.loc[~tested, ["q", "q_sharp"]].isna().all(axis=None)
+    assert table["p"].notna().all() and (table["tokens"].str.len() > 0).all()
 
 
 def test_the_base_reads_a_planted_word_off_the_change() -> None:

@@ -112,6 +112,8 @@ def test_edges_are_found_again_where_prompts_agree() -> None:
     found = edge_attribution(model(), rows(), steps=1, draws=50)
     assert found.table["found_again"].between(0, 1).all()
     assert found.stability_by_chance < found.stability <= 1 and "found again" in found.summary()
+    carrying = int((found.table["present"] == "model").sum())
+    assert f", {carrying} of which carry the task; " in found.summary() and "base" not in found.summary()
 
 
 def test_areas_by_hand() -> None:
