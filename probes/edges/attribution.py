@@ -71,10 +71,10 @@ class EdgeAttribution(ProbeResult):
     def summary(self) -> str:
         counts = self.table["present"].value_counts()
         top = self.table.iloc[int(self.table["score"].abs().to_numpy().argmax())]
-        named = (("both", "in both"), ("base", "in the base alone"), ("tuned", "in the tuned model alone"))
+        named = {"both": "in both", "base": "in the base alone", "tuned": "in the tuned model alone"}
         if len(self.gaps) == 1:
-            named = ((next(iter(self.gaps)), "of which carry the task"),)
-        said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in named)
+            named = {next(iter(self.gaps)): "of which carry the task"}
+        said = ", ".join(f"{counts.get(name, 0)} {text}" for name, text in named.items())
         again = "" if np.isnan(self.stability) else (
             f"; {self.stability:.0%} of the largest {sought(self.edges)} are found again in bootstraps of the prompts "
             f"(by chance {self.stability_by_chance:.1%})"
