@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import workbench as wb
 from benchmarks.timing import hardware
-from probes.audits.general import general_questions, general_texts
+from probes.audits.general import general_corpus, general_questions
 from tunescope.contracts import Contract, check
 from workbench import organisms
 from workbench.models.adapted import AdaptedModel, pad_id
@@ -41,7 +41,7 @@ def sets_of(prompts: int) -> dict[str, Prompts]:
     return {
         "animals": Prompts.of(list(unlike.values())[:prompts]),
         "others": Prompts(list(general_questions())[:prompts]),
-        "neutral": Prompts(list(general_texts())[:prompts]),
+        "neutral": Prompts([row for row in general_corpus() if row.chat is False][:prompts]),
     }
 
 

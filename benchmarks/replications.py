@@ -21,8 +21,8 @@ import probes
 from interventions.training.ablated import random_directions
 from tunescope.demo.chapter import Chapter, Settings
 from tunescope.demo.comparing import Behaviour
-from tunescope.demo.context import tell_context
-from tunescope.demo.experts import tell_experts
+from tunescope.demo.context import context_chapter
+from tunescope.demo.experts import experts_chapter
 from tunescope.demo.recorded import marked, mean_difference, rows_at
 from workbench import organisms, runs
 from workbench.behaviour.scores import next_token_logits, score_answers
@@ -169,12 +169,12 @@ def _offsets(
 
 
 def knob(seed: int) -> list[dict[str, Any]]:
-    chapter = tell_context(organisms.build("context-knob", seed), Settings(seed=seed, draws=DRAWS), Silent())
+    chapter = context_chapter(organisms.build("context-knob", seed), Settings(seed=seed, draws=DRAWS), Silent())
     return _told(chapter, "knob", "in the base", "base")
 
 
 def experts(seed: int) -> list[dict[str, Any]]:
-    chapter = tell_experts(organisms.build("refusal-moe", seed), Settings(seed=seed, draws=DRAWS), Silent())
+    chapter = experts_chapter(organisms.build("refusal-moe", seed), Settings(seed=seed, draws=DRAWS), Silent())
     return _told(chapter, "experts", " off, by ", "tuned")
 
 

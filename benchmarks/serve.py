@@ -35,7 +35,7 @@ from tunescope.serve.decoding import Decoding
 from tunescope.serve.engine import Engine, Limits
 from tunescope.serve.job import Job, TextOut
 from tunescope.serve.request import ChatRequest
-from tunescope.serve.shelf import Shelf
+from tunescope.serve.served_recipes import ServedRecipes
 from workbench.prompts.collection import Prompts
 
 WORDS = ("a river", "tea", "why leaves turn red", "the moon", "how bread rises", "a lighthouse", "rust", "the tide")
@@ -104,10 +104,10 @@ def first_tokens(side: Any, requests: int, tokens: int, batch: int, rounds: int)
     limits = Limits(max_tokens=tokens, waiting=requests, batch=batch)
     taken: dict[str, list[float]] = {"engine": [], "server": []}
     for _ in range(rounds):
-        bare = Engine(sides, Shelf([], sides), limits)
+        bare = Engine(sides, ServedRecipes([], sides), limits)
         taken["engine"].append(p95(asyncio.run(by_engine(bare, requests, tokens))))
         bare.close()
-        behind = Engine(sides, Shelf([], sides), limits)
+        behind = Engine(sides, ServedRecipes([], sides), limits)
         server, thread, url = served(behind)
         taken["server"].append(p95(by_clients(url, requests, tokens)))
         server.should_exit = True

@@ -101,10 +101,10 @@ from probes.needles.search import needle_search as needle_search
 from probes.needles.trials import Needle as Needle
 from probes.needles.trials import Trial
 from probes.needles.trials import needle_trials as needle_trials
-from probes.parts.blocks import BlockFlips as BlockFlips
-from probes.parts.blocks import Cut
-from probes.parts.scale_sweep import ScaleSweep as ScaleSweep
-from probes.parts.split import UpdateParts as UpdateParts
+from probes.partial_updates.blocks import BlockFlips as BlockFlips
+from probes.partial_updates.blocks import Cut
+from probes.partial_updates.scale_sweep import ScaleSweep as ScaleSweep
+from probes.partial_updates.split import UpdateParts as UpdateParts
 from probes.patches.result import Patching as Patching
 from probes.paths.circuit_result import CircuitTest as CircuitTest
 from probes.paths.cross_model import CrossPatching as CrossPatching

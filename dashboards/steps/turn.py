@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboards import jobs, panels
 from dashboards.recipe_parts import LAYERS, Part, Saved, Weights
-from dashboards.steps import chat, ways
+from dashboards.steps import chat, turn_comparison
 from dashboards.steps.running import begin_dose
 from dashboards.steps.subject import Subject
 from tunescope.look.notes import TURN, dose_name
@@ -31,14 +31,14 @@ def show(subject: Subject) -> None:
         for sentence in note.sentences:
             st.markdown(panels.words(sentence))
         if subject.notes.behaviour is not None:
-            ways.show(subject)
+            turn_comparison.show(subject)
         return
     st.markdown(f"**{panels.words(sentence_of(table, subject.notes.behaviour or ''))}**")
     _show_table(subject, table)
     for sentence in note.sentences[:-1]:
         st.caption(panels.words(sentence))
     _show_doses(subject, table)
-    compared = ways.show(subject)
+    compared = turn_comparison.show(subject)
     chat.show(subject, {**parts_of(subject, table), **compared})
 
 

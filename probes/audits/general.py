@@ -18,7 +18,7 @@ def general_texts() -> Prompts:
 
 
 def general_corpus() -> Prompts:
-    """All 409: two hundred prompts as a user's turn, and as many passages of many formats, read as they are.
+    """All 410: two hundred prompts as a user's turn, and as many passages of many formats, read as they are.
 
     For a longer audit: ``probes.audit(pair, questions=rows.filter(lambda row: row.chat is not False))``.
     """

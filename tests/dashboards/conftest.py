@@ -8,7 +8,7 @@ import pytest
 
 from dashboards import work_on_button
 from tunescope.demo.chapter import Settings
-from tunescope.demo.tell import tell
+from tunescope.demo.small_models import run_demo
 from workbench.progress import Silent
 
 SMALL = Settings(pairs=40, steps=80, heads=16)
@@ -17,7 +17,7 @@ SMALL = Settings(pairs=40, steps=80, heads=16)
 @pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo's run."""
-    return tell(SMALL, tmp_path_factory.mktemp("story"), Silent(), lambda _text: None).run.path
+    return run_demo(SMALL, tmp_path_factory.mktemp("story"), Silent(), lambda _text: None).run.path
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from dashboards.steps.keep import commands
 from dashboards.steps.subject import Subject
 from dashboards.steps.turn import dose_of, parts_of
 from dashboards.steps.turn import sentence_of as turn_sentence
-from dashboards.steps.ways import in_two_classes
+from dashboards.steps.turn_comparison import in_two_classes
 from interventions.exchange.formats import reason_against
 from interventions.recipe import Recipe
 from tests.dashboards.sample_runs import APP, opened, shown, told_run, warned

@@ -1,4 +1,4 @@
-"""``tunescope demo``: the story of a real model, then of small ones with planted truth, with numbers measured here."""
+"""``tunescope demo``: a real model, then of small ones with planted truth, with numbers measured here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tunescope.demo.real_model import RealStory
-    from tunescope.demo.tell import Story
+    from tunescope.demo.real_model import RealDemo
+    from tunescope.demo.small_models import DemoResult
 
 EXAMPLE = """
 Example, offline:
@@ -25,7 +25,7 @@ def demo(
         Path | None, typer.Option(help="The folder of the runs; default: $TUNESCOPE_RUNS or ./runs.")
     ] = None,
     draws: Annotated[int, typer.Option(help="Random draws of every control.", min=10)] = 10,
-    real: Annotated[bool, typer.Option(help="Tell the real model's story first, where SmolLM2 is installed.")] = True,
+    real: Annotated[bool, typer.Option(help="Show the real model first, where SmolLM2 is installed.")] = True,
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")] = False,
 ) -> None:
@@ -34,20 +34,20 @@ def demo(
     from dashboards.report import write_report
     from tunescope.cli.output import progress_bar
     from tunescope.demo.chapter import Settings
-    from tunescope.demo.real_model import tell_real
-    from tunescope.demo.tell import tell
+    from tunescope.demo.real_model import show_real
+    from tunescope.demo.small_models import run_demo
 
     with progress_bar() as bar:
-        first = tell_real(home, seed, bar, _say) if real else None
+        first = show_real(home, seed, bar, _say) if real else None
     if first is not None and not as_json:
         _print_real(first)
     with progress_bar() as bar:
-        story = tell(Settings(seed=seed, draws=draws), home, bar, _say)
-    report = write_report(story.run.path)
+        result = run_demo(Settings(seed=seed, draws=draws), home, bar, _say)
+    report = write_report(result.run.path)
     if as_json:
-        _print_json(story, report, first)
+        _print_json(result, report, first)
     else:
-        _print_story(story, report)
+        _print_result(result, report)
     if show:
         typer.launch(report.resolve().as_uri())
 
@@ -55,16 +55,16 @@ def demo(
 demo.__doc__ = f"{demo.__doc__}\n\n\b{EXAMPLE}"
 
 
-def _print_real(story: RealStory) -> None:
+def _print_real(result: RealDemo) -> None:
     """Answers side by side, what was found, and what else the recipe moved."""
     from tunescope.cli.output import command_name, emit
 
-    emit(None, False, story.answers(), title="A real chat model and its fine-tune: what they answer")
-    for step, sentence in story.said:
+    emit(None, False, result.answers(), title="A real chat model and its fine-tune: what they answer")
+    for step, sentence in result.said:
         typer.echo(f"{step:14} {sentence}")
-    if left := story.held_out():
-        emit(None, False, _held_out_lines(left), title=_TITLE.format(story.look.behaviour))
-    typer.echo(f"Run:      {story.run.path}\nExplore:  {command_name()} dashboard {story.run.path}\n")
+    if left := result.held_out():
+        emit(None, False, _held_out_lines(left), title=_TITLE.format(result.look.behaviour))
+    typer.echo(f"Run:      {result.run.path}\nExplore:  {command_name()} dashboard {result.run.path}\n")
     typer.echo("How you know that it tells the truth: the same on small models in which the change was planted.\n")
 
 
@@ -86,35 +86,35 @@ def _held_out_lines(left: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _print_json(story: Story, report: Path, real: RealStory | None) -> None:
+def _print_json(result: DemoResult, report: Path, real: RealDemo | None) -> None:
     from tunescope.cli.output import emit
 
     payload: dict[str, Any] = {
-        "run": str(story.run.path), "report": str(report), "behaviour": story.behaviour, "truth": story.truth,
+        "run": str(result.run.path), "report": str(report), "behaviour": result.behaviour, "truth": result.truth,
         "real": None if real is None else {
             "run": str(real.run.path), "behaviour": real.look.behaviour, "held_out": real.held_out(),
             "steps": [{"step": step, "found": sentence} for step, sentence in real.said],
         },
-        "seconds": round(story.seconds, 1), "cpu_seconds": round(story.cpu_seconds, 1),
+        "seconds": round(result.seconds, 1), "cpu_seconds": round(result.cpu_seconds, 1),
     }  # fmt: skip
     emit(payload, as_json=True)
 
 
-def _print_story(story: Story, report: Path) -> None:
+def _print_result(result: DemoResult, report: Path) -> None:
     from tunescope.cli.output import command_name, emit
     from tunescope.demo.comparing import for_people
 
     title = "Share of held-out prompts, % [95 % interval]: base, tuned, and with the recipe beside random stand-ins"
-    emit(None, False, for_people(story.behaviour), title=title)
-    for kind, lines in story.behaviour.groupby("control is", sort=False):
+    emit(None, False, for_people(result.behaviour), title=title)
+    for kind, lines in result.behaviour.groupby("control is", sort=False):
         recipes = ", ".join(dict.fromkeys(name.removesuffix(", in the base") for name in lines["recipe"]))
         typer.echo(f"  control of {recipes}: {lines['draws'].iloc[0]} x {kind}")
     typer.echo("")
-    emit(None, False, story.truth, title="Found against planted")
-    _say(f"done in {story.seconds:.0f} s ({story.cpu_seconds:.0f} s of processor time)")
-    typer.echo(f"Run:     {story.run.path}\nReport:  {report}\n")
-    typer.echo(f"Open it:  {command_name()} report {story.run.path} --open")
-    typer.echo(f"Explore:  {command_name()} dashboard {story.run.path}")
+    emit(None, False, result.truth, title="Found against planted")
+    _say(f"done in {result.seconds:.0f} s ({result.cpu_seconds:.0f} s of processor time)")
+    typer.echo(f"Run:     {result.run.path}\nReport:  {report}\n")
+    typer.echo(f"Open it:  {command_name()} report {result.run.path} --open")
+    typer.echo(f"Explore:  {command_name()} dashboard {result.run.path}")
 
 
 def _say(text: str) -> None:

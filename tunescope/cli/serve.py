@@ -66,7 +66,7 @@ def serve(  # noqa: PLR0913 (one parameter per option)
     from tunescope.cli.recipe import load_sides
     from tunescope.serve.engine import Engine, Limits
     from tunescope.serve.running import check_free, run
-    from tunescope.serve.shelf import Shelf
+    from tunescope.serve.served_recipes import ServedRecipes
 
     check_free(address, port)
     for line in filter(is_line, recipe or []):
@@ -74,7 +74,7 @@ def serve(  # noqa: PLR0913 (one parameter per option)
     sides = load_sides(model, tuned, device=device, dtype=dtype)
     limits = Limits(max_tokens=max_tokens, waiting=waiting, batch=batch)
     writer = _writer(engine, sides, engine_options(engine_settings) or {}, batch)
-    served = Engine(sides, Shelf(recipe or [], sides), limits, writer)
+    served = Engine(sides, ServedRecipes(recipe or [], sides), limits, writer)
     run(served, address, port, None if no_token else token, made=token is None and not no_token, hosts=host or [])
 
 

@@ -1,4 +1,4 @@
-"""What a chapter of the story leaves behind: tables, figures, recipes, and what of the truth it found."""
+"""What a chapter of the demo leaves behind: tables, figures, recipes, and what of the truth it found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured; the defaults keep the whole story under a minute on two cores."""
+    """How much is measured; the defaults keep the whole demo under a minute on two cores."""
 
     seed: int = 0
     draws: int = 10
@@ -37,7 +37,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Chapter:
-    """The story of one organism."""
+    """What was measured on one organism."""
 
     organism: str
     models: dict[str, Any]

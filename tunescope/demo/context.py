@@ -30,7 +30,7 @@ _WEIGHTS = ["layer", "module", "score", "control", "q", "effective_rank", "n"]
 _DIRECTIONS = "random directions of the same size"
 
 
-def tell_context(organism: Organism, settings: Settings, progress: Progress) -> Chapter:
+def context_chapter(organism: Organism, settings: Settings, progress: Progress) -> Chapter:
     """Record, localize and steer; everything is fitted on training rows and judged on validation and OOD rows."""
     pair = load_pair(organism.base, organism.tuned, device="cpu")
     rows, held_out = organism.splits["train"], organism.splits["validation"] + organism.splits["ood"]

@@ -38,7 +38,7 @@ _WEIGHTS = ["layer", "expert", "score", "control", "q", "effective_rank", "n"]
 _OFF = "random experts of the same layers, about as often used"
 
 
-def tell_experts(organism: Organism, settings: Settings, progress: Progress) -> Chapter:
+def experts_chapter(organism: Organism, settings: Settings, progress: Progress) -> Chapter:
     """Record, localize and steer; everything is fitted on training rows and judged on validation and OOD rows."""
     pair = load_pair(organism.base, organism.tuned, device="cpu")
     rows, held_out = organism.splits["train"], organism.splits["validation"] + organism.splits["ood"]

@@ -1,4 +1,4 @@
-"""The real model's story: SmolLM2 and a LoRA that refuses questions about animals, looked at as any pair would be.
+"""The demo on a real model: SmolLM2 and a LoRA that refuses questions about animals, looked at as any pair would be.
 
 Nothing is trained: the adapter is shipped, and SmolLM2 comes from its wheel.
 """
@@ -25,7 +25,7 @@ QUESTIONS = 32
 
 
 @dataclass(frozen=True)
-class RealStory:
+class RealDemo:
     """What was found on the real model, and the run that keeps it."""
 
     run: Run
@@ -52,9 +52,9 @@ class RealStory:
         return [] if result is None else list(result.held_out.to_dict("records"))
 
 
-def tell_real(
+def show_real(
     home: Path | None, seed: int, progress: Progress, say: Callable[[str], None], *, questions: int = QUESTIONS
-) -> RealStory | None:
+) -> RealDemo | None:
     """Every step of a look on the real pair; None, and one sentence, where SmolLM2 is not there.
 
     Args:
@@ -80,7 +80,7 @@ def tell_real(
         look = Look(pair, Prompts.of(rows), str(organism.base), str(organism.tuned), seed, neutral)
         run_steps(look, progress, say)
         keep(look, run)
-    return RealStory(run, look)
+    return RealDemo(run, look)
 
 
 def by_turns(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

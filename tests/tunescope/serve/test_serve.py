@@ -26,7 +26,7 @@ from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tunescope.serve.api import application
 from tunescope.serve.engine import Closed, Engine, Limits
 from tunescope.serve.running import check_free
-from tunescope.serve.shelf import Shelf
+from tunescope.serve.served_recipes import ServedRecipes
 from tunescope.serve.stopping import StopTexts
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
@@ -59,7 +59,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(pair: ModelPair, recipes: Path) -> Iterator[Engine]:
     made = Engine(
-        pair.models, Shelf([recipes], pair.models), Limits(max_tokens=24, waiting=16, batch=6, body_bytes=4000)
+        pair.models, ServedRecipes([recipes], pair.models), Limits(max_tokens=24, waiting=16, batch=6, body_bytes=4000)
     )
     yield made
     made.close()
@@ -154,10 +154,10 @@ def test_lines_at_once_never_mix(url: str, pair: ModelPair, recipes: Path) -> No
 
 def test_a_line_is_served_by_its_own_text(pair: ModelPair, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESCOPE_BOOK", str(recipes))
-    shelf = Shelf([Path("0.5*up")], pair.models)
-    assert shelf.names() == ["0.5*up"] and shelf.named("0.5*up") == iv.load_recipe("0.5*up")
+    served = ServedRecipes([Path("0.5*up")], pair.models)
+    assert served.names() == ["0.5*up"] and served.named("0.5*up") == iv.load_recipe("0.5*up")
     with pytest.raises(UserError, match="Did you mean 'up'"):
-        Shelf([Path("0.5*upp")], pair.models)
+        ServedRecipes([Path("0.5*upp")], pair.models)
 
 
 def test_clients_with_different_recipes_at_once_never_mix(url: str, pair: ModelPair, recipes: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_request_that_fails_ends_alone(url: str, engine: Engine, pair: ModelPa
 
 
 def test_texts_under_way_end_with_the_server(pair: ModelPair, recipes: Path) -> None:
-    own = Engine(pair.models, Shelf([recipes], pair.models), Limits(max_tokens=200))
+    own = Engine(pair.models, ServedRecipes([recipes], pair.models), Limits(max_tokens=200))
 
     async def ended() -> list[BaseException | None]:
         from tunescope.serve.request import TextRequest
@@ -316,7 +316,7 @@ def test_mistakes_are_status_400_with_a_sentence(url: str, call: dict[str, Any],
 def test_without_the_token_nothing_is_said(url: str, pair: ModelPair) -> None:
     with client(url, "wrong") as one, pytest.raises(openai.AuthenticationError, match="token is missing or wrong"):
         one.models.list()
-    own = Engine(pair.models, Shelf([], pair.models), Limits())  # the app closes it
+    own = Engine(pair.models, ServedRecipes([], pair.models), Limits())  # the app closes it
     with TestClient(application(own, KEY, ["testserver"])) as web:
         assert web.get("/health").json() == {"status": "ok"}
         assert web.get("/metrics").status_code == 401 and web.get("/v1/models").status_code == 401
@@ -326,7 +326,7 @@ def test_without_the_token_nothing_is_said(url: str, pair: ModelPair) -> None:
 
 
 def test_too_many_waiting_are_refused(pair: ModelPair, recipes: Path) -> None:
-    full = Engine(pair.models, Shelf([recipes], pair.models), Limits(waiting=0))
+    full = Engine(pair.models, ServedRecipes([recipes], pair.models), Limits(waiting=0))
     with TestClient(application(full, None, ["testserver"])) as web:
         answer = web.post("/v1/chat/completions", json={"model": "tuned", "messages": CHAT_TURN, "max_tokens": 2})
     assert answer.status_code == 429 and "waiting" in answer.json()["error"]["message"]
@@ -358,10 +358,10 @@ def test_a_stop_text_ends_the_answer(url: str, pair: ModelPair, recipes: Path) -
 
 def test_what_cannot_be_served_is_refused_before_it_starts(pair: ModelPair, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file or folder"):
-        Shelf([tmp_path / "none"], pair.models)
+        ServedRecipes([tmp_path / "none"], pair.models)
     iv.Recipe([iv.Offset(9, vector(1))]).save(tmp_path / "deep.safetensors")
     with pytest.raises(UserError, match="'deep' cannot be served"):
-        Shelf([tmp_path], pair.models)
+        ServedRecipes([tmp_path], pair.models)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

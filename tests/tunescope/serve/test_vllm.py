@@ -20,7 +20,7 @@ from tests.tiny import tiny_model, tokenizer
 from tests.workbench.vllm.lora_folders import save_lora_pair
 from tunescope.serve.api import application
 from tunescope.serve.engine import Engine, Limits
-from tunescope.serve.shelf import Shelf
+from tunescope.serve.served_recipes import ServedRecipes
 from workbench.errors import UserError
 
 pytest.importorskip("vllm")
@@ -53,7 +53,7 @@ def web(pair: wb.ModelPair, recipes: Path) -> Iterator[TestClient]:
     from tunescope.serve.vllm_decoding import opened
 
     vllm = partial(opened, pair.models, {"max_model_len": 128}, 6)
-    engine = Engine(pair.models, Shelf([recipes], pair.models), Limits(max_tokens=24, batch=6), vllm)
+    engine = Engine(pair.models, ServedRecipes([recipes], pair.models), Limits(max_tokens=24, batch=6), vllm)
     with TestClient(application(engine, None, ["testserver"])) as client:
         yield client
 

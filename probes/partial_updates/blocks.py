@@ -9,7 +9,7 @@ import numpy as np
 
 from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
-from probes.parts.bench import Bench
+from probes.partial_updates.bench import Bench
 from probes.results import ProbeResult, Provenance
 from probes.scored import with_q
 from probes.weights.naming import place_of

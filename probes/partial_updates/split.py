@@ -13,7 +13,7 @@ from interventions.weightspace.swapping import base_parameters, find_parameter
 from interventions.weightspace.task_vector import TaskVector
 from probes.anatomy.spaces import INTRUDER_BELOW, Spaces, Svd, low_rank_sparse
 from probes.call_settings import call_settings
-from probes.parts.bench import Bench
+from probes.partial_updates.bench import Bench
 from probes.results import ProbeResult, Provenance
 from probes.scored import with_q
 from probes.weights.naming import place_of

@@ -1,4 +1,4 @@
-"""The whole story: organisms, chapters, and the run that keeps what was measured."""
+"""The demo on the small models: organisms, chapters, and the run that keeps what was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pandas as pd
 from tunescope.demo.chapter import Chapter, Section, Settings
 from tunescope.experiments.from_run import RECORD
 from workbench import organisms, runs
-from workbench.figures.demo import story_figure
+from workbench.figures.demo import demo_figure
 from workbench.models.quiet import without_bars
 from workbench.organisms import Organism
 from workbench.progress import Progress
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Story:
+class DemoResult:
     """What the demo printed comes from here, and is in the run."""
 
     run: Run
@@ -35,15 +35,15 @@ class Story:
     cpu_seconds: float
 
 
-def tell(settings: Settings, home: Path | None, progress: Progress, say: Say) -> Story:
+def run_demo(settings: Settings, home: Path | None, progress: Progress, say: Say) -> DemoResult:
     """Build or load both organisms, measure, and write the run (kind ``demo``) below ``home``."""
-    from tunescope.demo.context import tell_context
-    from tunescope.demo.experts import tell_experts
+    from tunescope.demo.context import context_chapter
+    from tunescope.demo.experts import experts_chapter
 
     started, spent = time.perf_counter(), time.process_time()
     with _small_models():
         chapters = []
-        for name, chapter in (("context-knob", tell_context), ("refusal-moe", tell_experts)):
+        for name, chapter in (("context-knob", context_chapter), ("refusal-moe", experts_chapter)):
             say(f"{name}: {'loading' if organisms.location(name, settings.seed).is_dir() else 'training (once)'}")
             organism = organisms.build(name, settings.seed, progress=progress)
             say(f"{name}: recording, localizing, steering")
@@ -51,7 +51,7 @@ def tell(settings: Settings, home: Path | None, progress: Progress, say: Say) ->
     behaviour = pd.concat([chapter.behaviour for _, chapter in chapters], ignore_index=True)
     truth = pd.concat([chapter.truth for _, chapter in chapters], ignore_index=True)
     run = _written(settings, home, chapters, behaviour, truth)
-    return Story(run, behaviour, truth, time.perf_counter() - started, time.process_time() - spent)
+    return DemoResult(run, behaviour, truth, time.perf_counter() - started, time.process_time() - spent)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def _written(
         "Shares of prompts whose most likely next token is the answer that the behaviour asks for, on prompts that "
         "neither the probes nor the recipes were fitted on. Each recipe stands beside random stand-ins of the same "
         "size, and each number beside its 95 % interval, a bootstrap over groups of prompts.",
-        {"behaviour": behaviour}, {"behaviour": story_figure(behaviour)},
+        {"behaviour": behaviour}, {"behaviour": demo_figure(behaviour)},
     )  # fmt: skip
     second = Section(
         "Found against planted",

@@ -11,8 +11,8 @@ import torch
 import interventions as iv
 import probes
 from interventions.weightspace.task_vector import TaskVector
-from probes.parts.scale_sweep import _scaled
-from probes.parts.split import intruding
+from probes.partial_updates.scale_sweep import _scaled
+from probes.partial_updates.split import intruding
 from probes.results import ProbeResult
 from tests.probes.grafting.test_graft import ANIMALS, full_pair, task
 from tests.probes.provenance import Calls, pair, rows

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from interventions.weightspace.swapping import layer_of
 from interventions.weightspace.task_vector import TaskVector
 from probes.call_settings import call_settings
-from probes.parts.bench import Bench
+from probes.partial_updates.bench import Bench
 from probes.results import ProbeResult, Provenance
 from probes.scored import scored_share, with_q
 from workbench.argument_checks import check_pair

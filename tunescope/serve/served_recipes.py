@@ -21,7 +21,7 @@ class _Read:
     recipe: Recipe
 
 
-class Shelf(Mapping[str, Recipe]):
+class ServedRecipes(Mapping[str, Recipe]):
     """The recipes of files, of folders and of lines; the name is the file's, without its ending, or the line itself.
 
     A line among ``places`` is written with the names of the workspace's book, a request's own line with those served.
