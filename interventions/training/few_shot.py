@@ -45,9 +45,9 @@ class FewShotTuning:
     """The few rows as they were read: the templates filled in, label words as answers."""
     test: Prompts
     """All other rows alike: prompts for a graft, a behaviour diff, any probe."""
-    before: Interval
+    accuracy_before: Interval
     """Share of test rows right before training, among the label words."""
-    after: Interval
+    accuracy_after: Interval
     history: tuple[dict[str, float], ...]
 
 

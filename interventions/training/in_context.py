@@ -38,9 +38,9 @@ class ContextAlignment:
 
     model: Any
     """The model that was given, trained in place."""
-    before: Interval
+    distance_before: Interval
     """Squared distance from the activations behind examples, as a share of their own size, over rows."""
-    after: Interval
+    distance_after: Interval
     history: tuple[dict[str, float], ...]
 
 
@@ -94,7 +94,7 @@ def align_with_context(
 
     Example:
         >>> shown = with_demonstrations(rows, rows, 4, seed=0)  # doctest: +SKIP
-        >>> align_with_context(model, rows, shown).after  # doctest: +SKIP
+        >>> align_with_context(model, rows, shown).distance_after  # doctest: +SKIP
     """
     adapted, schedule = as_adapted(model), schedule or _SCHEDULE
     rows, behind = Prompts.of(prompts), Prompts.of(shown)

@@ -55,7 +55,7 @@ class TrainingLog(Result):
 
     def summary(self) -> str:
         """How many steps, the loss of the first and the last, and what else the training says."""
-        said = "".join(f"; {name}: {_said(value)}" for name, value in self.outcome.items())
+        said = "".join(f"; {name.replace('_', ' ')}: {_said(value)}" for name, value in self.outcome.items())
         if "member" in self.table:
             losses = ", ".join(
                 f"{row.member} {row.first_loss:.3g} to {row.last_loss:.3g}" for row in self.table.itertuples()

@@ -46,8 +46,8 @@ def test_without_examples_there_is_nothing_to_learn() -> None:
     pair = loaded(adapted())
     before = {name: value.clone() for name, value in pair.tuned.hf.state_dict().items()}
     found = iv.align_with_context(pair.tuned, ROWS, ROWS, schedule=iv.Schedule(epochs=1, batch_size=18))
-    assert found.before.estimate == 0 and found.history[0]["loss"] == 0
-    assert found.after.estimate < 1e-6
+    assert found.distance_before.estimate == 0 and found.history[0]["loss"] == 0
+    assert found.distance_after.estimate < 1e-6
     assert all(torch.equal(value, before[name]) for name, value in pair.tuned.hf.state_dict().items())
 
 
@@ -58,7 +58,7 @@ def test_it_comes_nearer_and_the_map_of_activations_says_so() -> None:
     options: dict[str, Any] = {"shots": 3, "sites": ["attn_out"], "seed": 0}
     untrained = probes.in_context_activations(pair, train, **options).table
     found = iv.align_with_context(pair.tuned, train, shown, schedule=FAST)
-    assert found.after.high < 0.5 * found.before.low
+    assert found.distance_after.high < 0.5 * found.distance_before.low
     assert found.history[-1]["loss"] < 0.5 * found.history[0]["loss"]
     assert pair.tuned.n_hooks == hooks
     table = probes.in_context_activations(pair, train, **options).table

@@ -154,7 +154,8 @@ def test_what_a_few_shots_teach_holds_on_rows_that_were_left_out(demonstrations:
         model(), rows, template="{text}", words={"a": " over", "b": " jumps"}, shots=6,
         demonstrations=demonstrations, schedule=iv.Schedule(20, 4, 3e-3),
     )  # fmt: skip
-    assert found.after.low > 0.5 and found.after.estimate >= 0.9 and found.before.estimate <= 0.5
+    assert found.accuracy_after.low > 0.5 and found.accuracy_after.estimate >= 0.9
+    assert found.accuracy_before.estimate <= 0.5
     for row in found.test:
         *shown, own = str(row.prompt).split("\n")
         assert len(shown) == 2 * demonstrations and own.count(" ") == 1
@@ -171,7 +172,7 @@ def test_labels_that_say_nothing_teach_nothing_that_holds_on_other_rows() -> Non
         model(), rows, template="{text}", words={"a": " jumps", "b": " over"}, shots=4, demonstrations=False,
         schedule=iv.Schedule(10, 4, 3e-3),
     )  # fmt: skip
-    assert found.after.estimate == 0.5
+    assert found.accuracy_after.estimate == 0.5
 
 
 def test_a_marker_turns_the_answer_where_it_stands_and_its_absence_leaves_chance() -> None:
