@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+Unit = TypeVar("Unit")
 EVERY = 0.5
 """Seconds between two reports from within a unit; a bar is to move at least every 2."""
 
@@ -86,6 +87,17 @@ def listener() -> Callable[[float], None] | None:
     """Where the share of the running batch is told; None where nobody listens."""
     heard = _LISTENER.get()
     return None if heard is None else heard.tell
+
+
+def tracked(units: Iterable[Unit], progress: Progress) -> Iterator[Unit]:
+    """``units`` one after the other, each told to ``progress`` when the loop is done with it.
+
+    Example:
+        ``for layer in tracked(layers, bar): ...``
+    """
+    for unit in units:
+        yield unit
+        progress.advance()
 
 
 class Silent:

@@ -25,7 +25,7 @@ from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -185,8 +185,7 @@ def _effects(
             replace(parts, offsets=none.offsets),
         ),
     }  # fmt: skip
-    for place in range(len(rows)):
-        watch.advance()
+    for place in tracked(range(len(rows)), watch):
         ids = model.encode(rows[[place]]).input_ids
         whole, plain = (next_logits(model, ids, part) for part in (parts, none))
         for name, (random, without) in changes.items():

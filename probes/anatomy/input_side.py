@@ -24,7 +24,7 @@ from workbench.figures.weights import layer_bars
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.pair import ModelPair
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Float, Tensor
@@ -115,8 +115,7 @@ def input_side(
     generator = torch.Generator().manual_seed(seed)
     taken = []
     with counted(pair.base, pair.tuned) as passes:
-        for row in ids:
-            watch.advance()
+        for row in tracked(ids, watch):
             taken.append(_one(pair, torch.tensor([row]), generator))
     watch.finish()
     table = _table(taken, rows, seed)

@@ -24,7 +24,7 @@ from workbench.figures.weights import cell_map
 from workbench.methods import method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.adapter_layers import bare_module
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -51,9 +51,10 @@ class InputSpans(ProbeResult):
 
     def summary(self) -> str:
         table = self.table
-        ranks = ", ".join(str(int(rank)) for rank in table["rank"].head(8))
+        ranks = table["rank"].unique()
+        said = f"rank {ranks[0]:.0f}" if len(ranks) == 1 else f"ranks {ranks.min():.0f} to {ranks.max():.0f}"
         return (
-            f"{len(table)} maps (ranks {ranks}{', ...' if len(table) > 8 else ''}); {table['score'].mean():.2f} of the "
+            f"{len(table)} maps ({said}); {table['score'].mean():.2f} of the "
             f"inputs lies in the span the update reads, random spans {table['control'].mean():.2f}, at most "
             f"{table['best'].mean():.2f}; above random at q < 0.05 in "
             f"{int(((table['q'] < 0.05) & (table['score'] > table['control'])).sum())}. Control: {self.control}."
@@ -97,8 +98,7 @@ def input_spans(
     watch = progress or Silent()
     watch.start("input spans", len(maps))
     table = []
-    for number, (name, module) in enumerate(maps.items()):
-        watch.advance()
+    for number, (name, module) in tracked(enumerate(maps.items()), watch):
         change = update.changes[name].float().cpu()
         turned = _turned(module)
         svd = Svd.of(change.T if turned else change)

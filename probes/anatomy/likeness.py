@@ -18,7 +18,7 @@ from probes.weights.sources import Factors, open_weights
 from workbench.errors import UserError
 from workbench.figures.weights import cell_map
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.stats.bootstrap import mean_interval
 from workbench.typing import Float, Tensor
 
@@ -91,8 +91,7 @@ def lora_likeness(
     models: dict[str, Any] = {}
     watch = progress or Silent()
     watch.start("adapters", len(members.models))
-    for name, opened in members.opened():
-        watch.advance()
+    for name, opened in tracked(members.opened(), watch):
         sides = opened.identities()
         read.append(_plain(name, opened.factors))
         models |= {"base": sides["base"], name: sides["tuned"]}

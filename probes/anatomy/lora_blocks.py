@@ -22,7 +22,7 @@ from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -164,8 +164,7 @@ def _effects(
     whole_change = TaskVector(_changes(opened, names, opened.factors))
     whole, taken = words(whole_change), []
     watch.start("blocks", blocks)
-    for number in range(blocks):
-        watch.advance()
+    for number in tracked(range(blocks), watch):
         part = TaskVector(
             _changes(opened, names, {name: block_of(factor, number, blocks) for name, factor in opened.factors.items()})
         )

@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.weight_changes import effective_delta
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -94,8 +94,7 @@ def adapter_panel(
         layers = [path for path, _ in adapted_layers(model) if path in seen]
         watch.start("adapter panel", len(layers))
         table = []
-        for path in layers:
-            watch.advance()
+        for path in tracked(layers, watch):
             ablated = _ablated(model, encoded, path, before) if ablate else np.full(len(rows), np.nan)
             place = place_of(path)
             where = {"layer": place.layer, "module": place.module}

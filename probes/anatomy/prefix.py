@@ -21,7 +21,7 @@ from workbench.figures.weights import cell_map
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.virtual_tokens import PREFIXES, VirtualTokens, open_virtual_tokens
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -166,8 +166,7 @@ def _split(opened: VirtualTokens, rows: Prompts, prefix: Prefix, watch: Progress
 
     model, taken = opened.base, []
     with _eager(model.hf), _heads_of(model) as outputs:
-        for place in range(len(rows)):
-            watch.advance()
+        for place in tracked(range(len(rows)), watch):
             ids = model.encode(rows[[place]]).input_ids
             cache = DynamicCache()
             for layer, (keys, values) in enumerate(prefix):

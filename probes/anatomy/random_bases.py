@@ -104,8 +104,9 @@ def random_bases(
 
 
 def _opened(base: Any, adapter: Any, folder: Path, device: str, reseed: int, watch: Progress) -> Opened:
+    opened = open_weights(base, str(lora_from_random_bases(str(adapter), folder, device=device, reseed=reseed)))
     watch.advance()
-    return open_weights(base, str(lora_from_random_bases(str(adapter), folder, device=device, reseed=reseed)))
+    return opened
 
 
 def _row(own: Opened, name: str, others: list[Factors], seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
 from workbench.models.virtual_tokens import VirtualTokens, open_virtual_tokens
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.stats.bootstrap import mean_interval
 from workbench.stats.fdr import q_values
@@ -169,8 +169,7 @@ def _effects(
         return dict.fromkeys(names, nothing), (np.nan, np.nan, np.nan), 0
     left_out, alone, shares = [], [], []
     watch.start("virtual tokens", len(rows))
-    for place in range(len(rows)):
-        watch.advance()
+    for place in tracked(range(len(rows)), watch):
         ids = opened.base.encode(rows[[place]]).input_ids
         whole, none = (next_logits(opened.base, ids, prompt) for prompt in (made, made[:0]))
         every = torch.arange(len(made))

@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.method_options import Within
 from workbench.methods import method
 from workbench.models.pair import ModelPair
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import encode
 from workbench.typing import Float, Tensor
@@ -116,8 +116,7 @@ def pattern_types(
     watch.start("pattern types", len(ids))
     of_role: dict[str, list[_Typed]] = {"base": [], "tuned": []}
     with counted(pair.base, pair.tuned) as passes:
-        for row in ids:
-            watch.advance()
+        for row in tracked(ids, watch):
             for role, model in pair.models.items():
                 of_role[role].append(typed(read_patterns(model, row, places), block, threshold, coverage))
     watch.finish()

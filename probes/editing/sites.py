@@ -22,7 +22,7 @@ from workbench.errors import UserError
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 
 
@@ -175,8 +175,7 @@ class _Edits:
         before, perplexity = self.measures.take(self.model), self.measures.perplexity(self.model)
         scattered = {module: self._scattered(module) for module in dict.fromkeys(module for _, module in sites)}
         rows = []
-        for layer, module in sites:
-            self.watch.advance()
+        for layer, module in tracked(sites, self.watch):
             taken, others = self._edited(site_name(self.model, layer, module))
             row = self.measures.row(taken, before, self.edit.schedule.seed)
             others["perplexity"] /= perplexity
@@ -201,9 +200,10 @@ class _Edits:
 
     def _scattered(self, module: str) -> float:
         """The score after the same edit of as many entries drawn from that module in all layers."""
-        self.watch.advance()
         masks = scattered_masks(self.model, module, self.edit.schedule.seed)
         parameters = base_parameters(self.model.hf)
         with swapped({parameters[name]: parameters[name].detach().clone() for name in masks}):
             self.edit.of_entries(self.model, masks, Silent())
-            return mean_of(self.measures.take(self.model))
+            score = mean_of(self.measures.take(self.model))
+        self.watch.advance()
+        return score

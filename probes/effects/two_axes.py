@@ -152,8 +152,9 @@ class _Bench:
 
     def agreement(self, model: AdaptedModel, recipe: iv.Recipe | None = None) -> np.ndarray:
         """[prompt] from -1 (disagrees) to 1 (agrees)."""
+        agreement = np.tanh(margins(model, self.rows, batch_size=self.batch_size, recipe=recipe) / 2)
         self.watch.advance()
-        return np.tanh(margins(model, self.rows, batch_size=self.batch_size, recipe=recipe) / 2)
+        return agreement
 
     def scaled(self, scale: float, seed: int, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         update = scale * TaskVector.from_pair(self.pair)

@@ -14,7 +14,7 @@ from probes.grafting.blend import Blender
 from probes.grafting.search import most_moved
 from probes.grafting.tasks import Outcome, Task, grafted_outcome
 from probes.grafting.units import Mask, Units, complement, entries_in, everything, random_like
-from workbench.progress import Progress
+from workbench.progress import Progress, tracked
 from workbench.stats import share_interval
 from workbench.typing import Tensor
 
@@ -73,8 +73,7 @@ def sparsity_curve(
     """One row per size: the best-ranked entries, those that moved most, and random ones, as many each."""
     rows = []
     watch.start("sparsity curve", len(sparsities))
-    for sparsity in sparsities:
-        watch.advance()
+    for sparsity in tracked(sparsities, watch):
         rows.append(_curve_row(judge, ranking, sparsity, draws))
     watch.finish()
     return pd.DataFrame(rows).drop_duplicates("entries", ignore_index=True)

@@ -18,7 +18,7 @@ from probes.grafting.slopes import Slopes
 from probes.grafting.tasks import Task, grafted_outcome
 from probes.grafting.units import Units
 from workbench.errors import UserError
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.typing import Tensor
 
 Method = Literal["optimised", "adaptive", "movement", "first_order"]
@@ -147,8 +147,7 @@ def _optimise(blender: Blender, task: Task, adaptive: bool, settings: Settings, 
     step = _Adaptive(settings) if adaptive else _Plain(settings)
     best, best_key, history = _packed(blender.region, logits.on), (-1.0, 0), []
     watch.start("graft", settings.epochs)
-    for _ in range(settings.epochs):
-        watch.advance()
+    for _ in tracked(range(settings.epochs), watch):
         step.before(slopes)
         _accumulate(blender, task, lambda name: torch.sigmoid(logits.at(name)), slopes)
         step.take(logits, slopes)

@@ -17,7 +17,7 @@ from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 
 Cut = Literal["layer", "part", "module"]
@@ -99,8 +99,7 @@ def block_flips(
     flipped = [block for block in blocks if sizes[block] > threshold]
     watch.start("blocks", len(flipped))
     table = []
-    for block in flipped:
-        watch.advance()
+    for block in tracked(flipped, watch):
         table.append(_row(bench, update, blocks[block], block, whole) | {"size": sizes[block]})
     watch.finish()
     return BlockFlips(

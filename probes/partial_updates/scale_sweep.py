@@ -23,7 +23,7 @@ from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, method
 from workbench.models.adapted import AdaptedModel
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 
 
@@ -121,8 +121,7 @@ def scale_sweep(
     watch.start("scales", len(scales))
     base_retained = bench.retained(None)
     table, right = [], []
-    for scale in scales:
-        watch.advance()
+    for scale in tracked(scales, watch):
         vector, controls = _scaled(update, pair.base, float(scale), shape, seed)
         right.append(bench.right(vector))
         row = bench.row(vector, controls, right[-1])

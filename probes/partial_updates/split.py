@@ -21,7 +21,7 @@ from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -109,8 +109,7 @@ def update_parts(  # noqa: PLR0913
     watch.start("parts", len(parts))
     table = []
     norm2 = max(splitter.part("whole").norm() ** 2, 1e-30)
-    for name in parts:
-        watch.advance()
+    for name in tracked(parts, watch):
         vector = splitter.part(name)
         row = bench.row(vector, [_random_like(vector, seed)])
         table.append({"module": name, **row, "energy": vector.norm() ** 2 / norm2})

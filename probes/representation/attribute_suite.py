@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.recording.recording import Recording
 from workbench.typing import Bool, Float, Int
 
@@ -119,8 +119,7 @@ def attribute_suite(
     bar = progress or Silent()
     bar.start("attributes", n_readings(recording, rows))
     lines, each = [], []
-    for own, sides in cells_of(recording, rows):
-        bar.advance()
+    for own, sides in tracked(cells_of(recording, rows), bar):
         said = {
             role: {split: _told(features, wanted, groups, folds, ridge, seed) for split, groups in splits.items()}
             for role, features in sides.items()

@@ -23,7 +23,7 @@ from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.recording.recording import Recording
 from workbench.typing import Bool, Float, Int, Tensor
 
@@ -125,8 +125,7 @@ def curved_path(
     bar = progress or Silent()
     bar.start("paths", n_readings(recording, rows))
     lines, fields = [], []
-    for own, sides in cells_of(recording, rows):
-        bar.advance()
+    for own, sides in tracked(cells_of(recording, rows), bar):
         for number, cell in enumerate(own):
             walked = _Walk(sides["tuned"][number], positive, identity, thirds, (steps, reach, target, seed))
             lines.append({**cell, **walked.line(rows.clusters, seed)})

@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.recording.recording import Recording
 from workbench.typing import Bool, Float, Int
 
@@ -109,8 +109,7 @@ def direction_transfer(
     bar = progress or Silent()
     bar.start("transfer", n_readings(recording, rows))
     lines = []
-    for own, sides in cells_of(recording, rows):
-        bar.advance()
+    for own, sides in tracked(cells_of(recording, rows), bar):
         for number, cell in enumerate(own):
             states = {role: side[number].double().numpy() for role, side in sides.items()}
             lines.append({**cell, **_line(states, positive, fit, rows.clusters, (ridge, draws, seed))})

@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.figures.series import lines_by_layer
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.recording.recording import Recording
 from workbench.stats.shares import share_interval
 from workbench.typing import Float, Int
@@ -110,8 +110,7 @@ def layer_views(
     bar = progress or Silent()
     bar.start("views", n_readings(recording, rows))
     cells, chances = [], []
-    for own, sides in cells_of(recording, rows):
-        bar.advance()
+    for own, sides in tracked(cells_of(recording, rows), bar):
         for role, features in sides.items():
             cells += [{"model": role, **cell} for cell in own]
             chances += [held_out_probabilities(feature, y, rows.clusters, folds, ridge, seed) for feature in features]

@@ -19,7 +19,7 @@ from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.method_options import As
 from workbench.methods import Needs, Recorded, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.recording.recording import Recording
 from workbench.typing import Bool, Float
 
@@ -113,8 +113,7 @@ def set_algebra(
     bar = progress or Silent()
     bar.start("set algebra", n_readings(recording, rows))
     lines: list[dict[str, Any]] = []
-    for own, sides in cells_of(recording, rows):
-        bar.advance()
+    for own, sides in tracked(cells_of(recording, rows), bar):
         for number, cell in enumerate(own):
             models = {
                 role: _Space.of(side[number].double().numpy(), wanted, fit, ridge) for role, side in sides.items()

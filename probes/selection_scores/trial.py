@@ -26,7 +26,7 @@ from workbench.argument_checks import check_pair
 from workbench.errors import UserError, unknown_name
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Tensor
 
@@ -147,8 +147,7 @@ def selection_trial(
     watch.start("selections", len(scores))
     table, masks = [], {}
     moved = _select("change", gathered, share, seed)
-    for name in scores:
-        watch.advance()
+    for name in tracked(scores, watch):
         masks[name] = _select(name, gathered, share, seed)
         table.append({"module": name, **judge.row(masks[name]), **_agreement(gathered, masks[name], moved)})
     watch.finish()

@@ -18,7 +18,7 @@ from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.figures.series import labelled_points
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 
 _FEWEST = 4
@@ -102,8 +102,7 @@ def adapter_bank(
     tasks = {str(label): answers.task(np.flatnonzero(labels == label)) for label in dict.fromkeys(labels)}
     right: dict[str, dict[str, np.ndarray]] = {}
     sure: dict[str, dict[str, np.ndarray]] = {}
-    for name, vector in {"base": None, **vectors}.items():
-        watch.advance()
+    for name, vector in tracked({"base": None, **vectors}.items(), watch):
         outcomes = {label: answers.outcome(task, vector) for label, task in tasks.items()}
         right[name] = {label: outcome.right.astype(float) for label, outcome in outcomes.items()}
         sure[name] = {

@@ -21,7 +21,7 @@ from probes.weights.sources import Opened
 from workbench.figures.weights import cell_map
 from workbench.method_options import Within
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.stats.shares import share_interval
 from workbench.typing import Tensor
 
@@ -79,8 +79,7 @@ def mask_churn(
     before: dict[str, Tensor] = {}
     rows: list[dict[str, Any]] = []
     models: dict[str, Any] = {}
-    for number, (name, opened) in enumerate(members.opened()):
-        watch.advance()
+    for number, (name, opened) in tracked(enumerate(members.opened()), watch):
         now = _most_moved(opened, share)
         rows += _kept(name, before, now) if number else []
         before = now

@@ -16,7 +16,7 @@ from probes.series.answers import Answers, pair_members, updates_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 
 
@@ -91,8 +91,7 @@ def sparse_composition(
     watch = progress or Silent()
     watch.start("composition", len(densities))
     table = []
-    for density in densities:
-        watch.advance()
+    for density in tracked(densities, watch):
         thin = [thinned(vector, density) for vector in vectors.values()]
         table.append(
             {"module": f"{density:g}", "density": density, **_row(answers, thin, seed), **shared_entries(*thin)}

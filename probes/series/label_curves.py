@@ -122,8 +122,9 @@ def elicitation_curve(  # noqa: PLR0913 (a public call)
     bar.start("elicitation", 1 + 2 * len(sizes))
 
     def scored(trained: AdaptedModel) -> np.ndarray:
+        scores = answer_scores(trained, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
         bar.advance()
-        return answer_scores(trained, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return scores
 
     untuned = answer_scores(model, rows, metric, max_new_tokens=max_new_tokens, batch_size=batch_size)
     after_weak = scored(lora.trained(model, [poor]))

@@ -21,7 +21,7 @@ from probes.series.answers import Answers, pair_members, updates_of
 from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Float, Tensor
 
@@ -130,8 +130,7 @@ class _Learner:
         weights = {name: torch.zeros(len(vector.changes) if by_tensor else 1) for name, vector in vectors.items()}
         leaves = [weight.requires_grad_(True) for weight in weights.values()]
         optimiser = torch.optim.AdamW(leaves, lr=self.lr, weight_decay=_DECAY)
-        for _ in range(self.epochs):
-            self.watch.advance()
+        for _ in tracked(range(self.epochs), self.watch):
             for batch in self.task.batches:
                 slopes = self._slopes(vectors, _spread(vectors, weights), batch)
                 for name, weight in weights.items():

@@ -8,7 +8,7 @@ from typing import Any
 from probes.series.members import Members
 from probes.weights.sources import Factors
 from workbench.errors import UserError
-from workbench.progress import Progress
+from workbench.progress import Progress, tracked
 
 Adapters = dict[str, Mapping[str, Factors]]
 """Member -> tensor -> factors."""
@@ -19,8 +19,7 @@ def read_adapters(members: Members, watch: Progress) -> tuple[Adapters, dict[str
     adapters: Adapters = {}
     models: dict[str, Any] = {}
     watch.start("adapters", len(members.models))
-    for title, opened in members.opened():
-        watch.advance()
+    for title, opened in tracked(members.opened(), watch):
         if not opened.factors:
             raise UserError(f"{title} is no plain LoRA, and its factors are what is read here: give LoRA adapters.")
         adapters[title] = opened.factors

@@ -27,7 +27,7 @@ from workbench.errors import unknown_name
 from workbench.method_options import Within
 from workbench.methods import Needs, method
 from workbench.models.weight_changes import Factors as LoraFactors
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.typing import Tensor
 
@@ -197,8 +197,7 @@ class _Bench:
         everything: dict[str, TaskVector | None] = {"base": None, **members, **merged}
         self.watch.start("merges", len(everything))
         rows = []
-        for name, vector in everything.items():
-            self.watch.advance()
+        for name, vector in tracked(everything.items(), self.watch):
             rows.append({"module": name, **self._row(vector)})
         self.watch.finish()
         table = pd.DataFrame(rows)

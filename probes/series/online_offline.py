@@ -20,7 +20,7 @@ from probes.weights.naming import place_of
 from workbench.argument_checks import check_pair
 from workbench.errors import UserError
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.prompts.encode import batches
 from workbench.typing import Float
@@ -110,8 +110,7 @@ def online_offline(
     watch.advance(3)
     gap = fast + -slow
     random = []
-    for draw in range(draws):
-        watch.advance()
+    for draw in tracked(range(draws), watch):
         random.append(_probabilities(answers, order, fast + gap.sign_shuffled(seed * 1009 + draw)))
     watch.finish()
     table = pd.DataFrame(_lines(said, random, _ordered(answers, labels), order, seed))

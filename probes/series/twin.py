@@ -198,8 +198,8 @@ class _Bench:
 
     def right(self, vector: TaskVector) -> np.ndarray:
         """Of the reporting rows, in their order."""
-        self.watch.advance()
         right = self.answers.outcome(self.answers.task(), vector).right.astype(float)
+        self.watch.advance()
         return right[np.argsort(_order(self.answers))][self.report]
 
     def table(self, routed: np.ndarray) -> pd.DataFrame:

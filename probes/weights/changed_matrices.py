@@ -10,7 +10,7 @@ import torch
 from probes.series.members import difference
 from probes.weights.naming import Place, place_of
 from probes.weights.sources import Opened
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 from workbench.typing import Float, Tensor
 
 
@@ -32,8 +32,7 @@ def changed_matrices(opened: Opened, title: str, progress: Progress | None) -> I
     bar = progress or Silent()
     names = [name for name in opened.base if name in opened.factors or name in opened.tuned]
     bar.start(title, len(names))
-    for number, name in enumerate(names):
-        bar.advance()
+    for number, name in tracked(enumerate(names), bar):
         place = place_of(name)
         if place.layer is None or (name not in opened.factors and opened.tuned[name] is opened.base[name]):
             continue

@@ -14,7 +14,7 @@ from probes.weights.sources import Opened, open_weights
 from probes.weights.stacks import layouts
 from probes.weights.tables import expert_table, head_tables, layer_table, module_table
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 
 
 @method(
@@ -85,8 +85,7 @@ def _collect(opened: Opened, collector: Collector, watch: Progress) -> tuple[str
     unmatched = list(opened.unmatched)
     names = [name for name in opened.base if name in opened.tuned or name in opened.factors]
     watch.start("weights", len(names))
-    for name in names:
-        watch.advance()
+    for name in tracked(names, watch):
         unmatched += _collect_one(opened, collector, name)
     watch.finish()
     return tuple(unmatched)

@@ -16,7 +16,7 @@ from probes.weights.naming import place_of
 from probes.weights.sources import Opened, open_weights
 from workbench.errors import UserError
 from workbench.methods import Needs, method
-from workbench.progress import Progress, Silent
+from workbench.progress import Progress, Silent, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,11 @@ class RankMap(ProbeResult):
     def summary(self) -> str:
         used = self.table[self.table["rank"] > 0]
         bare = [str(layer) for layer in self.layers[self.layers["modules"] == 0]["layer"]]
+        untouched = f"; no module in layers {', '.join(bare)}" if bare else ""
         return (
             f"{len(used)} of {len(self.table)} matrices adapted, nominal ranks {used['rank'].min():.0f} to "
             f"{used['rank'].max():.0f}, used {used['score'].mean():.1f} of {used['rank'].mean():.1f} (evenly used "
-            f"{used['control'].mean():.1f}); no module in layers {', '.join(bare) or 'none'}. Control: {self.control}."
+            f"{used['control'].mean():.1f}){untouched}. Control: {self.control}."
         )
 
 
@@ -80,8 +81,7 @@ def rank_map(base: Any, tuned: Any = None, *, share: float = 0.9, progress: Prog
     names = [name for name in opened.base if place_of(name).layer is not None and not name.endswith(".bias")]
     watch.start("ranks", len(names))
     rows = []
-    for name in names:
-        watch.advance()
+    for name in tracked(names, watch):
         row = _matrix(opened, name, share)
         if row is not None:
             rows.append(row)
