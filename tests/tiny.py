@@ -61,6 +61,11 @@ MOE_FAMILIES: tuple[str, ...] = ("mixtral", "qwen2moe", "qwen3moe", "olmoe", "ds
 DENSE_FAMILIES: tuple[str, ...] = tuple(name for name in FAMILIES if name not in MOE_FAMILIES)
 
 
+def count_hooks(hf: Any) -> int:
+    """All hooks on a model's modules, whoever set them."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in hf.modules())
+
+
 def tokenizer() -> Any:
     """A byte-level BPE of 300 tokens with pad, bos, eos; it puts ``<bos>`` in front, as Llama's does.
 

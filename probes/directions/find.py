@@ -25,7 +25,7 @@ from workbench.errors import UserError
 from workbench.method_options import As, Within
 from workbench.methods import Needs, method
 from workbench.models.pair import ModelPair
-from workbench.progress import Progress
+from workbench.progress import Progress, Silent, tracked
 from workbench.prompts.collection import Prompts
 from workbench.stats.bootstrap import mean_interval
 from workbench.stats.controls import check_draws
@@ -138,6 +138,7 @@ class Search:
     def __init__(self, trier: Trier, settings: DirectionOptions) -> None:
         """``trier``: of the choosing part, with the neutral texts that help to choose."""
         self._trier, self.settings, self.pair, part = trier, settings, trier.pair, trier.part
+        self._bar: Progress = settings.progress or Silent()
         self.directions: Directions = directions_of(self.pair, part, settings.batch_size)
         self.estimates: pd.DataFrame = estimated(self.pair, part, self.directions, settings.batch_size)
         self._clusters = part.prompts.clusters[part.of(shows=True)]
@@ -146,15 +147,19 @@ class Search:
 
     def best(self) -> Candidate:
         """The candidate of least cost; the best two are tried at other strengths too."""
-        for candidate in self._candidates():
+        candidates = self._candidates()
+        strengths = OTHER_STRENGTHS if self.settings.neutral is None else (WEAKER, *OTHER_STRENGTHS)
+        self._bar.start("directions", len(candidates) + min(2, len(candidates)) * len(strengths))
+        for candidate in tracked(candidates, self._bar):
             self._try(candidate)
         first = self._cheapest()
         others = sorted(
             (tried for tried in self.tried if tried[0] != first), key=lambda tried: tried[1].cost(self.own["base"])
         )
         for leader in [first, *(candidate for candidate, _ in others[:1])]:
-            for strength in OTHER_STRENGTHS if self.settings.neutral is None else (WEAKER, *OTHER_STRENGTHS):
+            for strength in tracked(strengths, self._bar):
                 self._try(Candidate(leader.layers, leader.role, leader.positions, strength))
+        self._bar.finish()
         return self._cheapest()
 
     def _try(self, candidate: Candidate) -> None:
@@ -195,10 +200,12 @@ class Search:
         ]
         self.push_layer = _best_layer(own)
         self.push_vector = self.directions.contrast[self.directions.roles.index(best.role), self.push_layer]
+        self._bar.start("strengths of the opposite", len(STRENGTHS))
         outcomes = {
             strength: self._trier.shows_under(push(self.push_vector, self.push_layer, strength, best.positions), "base")
-            for strength in STRENGTHS
+            for strength in tracked(STRENGTHS, self._bar)
         }
+        self._bar.finish()
         self.push_strength = max(
             STRENGTHS,
             key=lambda factor: outcomes[factor].behaviour.mean() - outcomes[factor].repetition.mean(),
@@ -249,7 +256,10 @@ class _Report:
         )
         if not draws:
             return pd.DataFrame(lines), float("nan")
-        random = _mean([self._trier.under(draw) for draw in draws])
+        bar = self.settings.progress or Silent()
+        bar.start("random recipes", len(draws))
+        random = _mean([self._trier.under(draw) for draw in tracked(draws, bar)])
+        bar.finish()
         lines.append(self._line("tuned + random", random))
         return pd.DataFrame(lines), float(tuned.shows.behaviour.mean() - random.shows.behaviour.mean())
 

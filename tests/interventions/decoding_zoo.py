@@ -12,6 +12,7 @@ import interventions as iv
 from tests.interventions.zoo import (
     LAYER,
     LENGTH,
+    OTHER_MODELS,
     ROWS,
     Case,
     at,
@@ -161,6 +162,7 @@ def _routing_dense(m: AdaptedModel) -> Any:
     return both()
 
 
+SPARSE = "It chooses neurons by their own values; localize sparsity-curve has random neurons as its control."
 NEURONS = tuple(family for family in FAMILIES if family not in MOE_FAMILIES)
 
 
@@ -175,6 +177,7 @@ INVARIANT_CASES: dict[str, Case] = {
             positions="all - first",
         ),
         _mix_dense,
+        uncontrolled=OTHER_MODELS,
     ),
     "logit_fusion": Case(
         lambda m, rows: iv.LogitFusion(
@@ -184,16 +187,21 @@ INVARIANT_CASES: dict[str, Case] = {
             positions="all - first",
         ),
         _fusion_dense,
+        uncontrolled=OTHER_MODELS,
     ),
     "token_rules": Case(
         lambda m, rows: iv.TokenRules(9.0, 4, {7: 2.0, 9: -4.0}, -2.0, strength=1.5, positions="all - first"),
         _rules_dense,
+        uncontrolled="Its rules name tokens, and a length that no random tokens share.",
     ),
-    "cats": Case(lambda m, rows: iv.ActivationThreshold({LAYER: 0.2}, "cats"), _cats_dense, NEURONS),
+    "cats": Case(
+        lambda m, rows: iv.ActivationThreshold({LAYER: 0.2}, "cats"), _cats_dense, NEURONS, uncontrolled=SPARSE
+    ),
     "wina": Case(
         lambda m, rows: iv.ActivationThreshold({LAYER: 0.3}, "wina", strength=0.5, positions="all - first"),
         _wina_dense,
         NEURONS,
+        uncontrolled=SPARSE,
     ),
     "layer_skip": Case(lambda m, rows: iv.LayerSkip([LAYER], strength=0.7, positions="all - first"), _skip_dense),
     "offset_schedule": Case(
@@ -205,5 +213,6 @@ INVARIANT_CASES: dict[str, Case] = {
             **_bank(m), rule="meteora", bias={"a": 0.5}, strength=0.8, positions="all - first"
         ),
         _routing_dense,
+        uncontrolled="It weighs adapters; localize routing has the even mean and the order exchanged as its controls.",
     ),
 }

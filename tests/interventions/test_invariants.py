@@ -13,7 +13,7 @@ import interventions as iv
 from interventions.weightspace.swapping import base_parameters
 from tests.interventions.registered_cases import registered_cases
 from tests.interventions.zoo import LENGTH, Case, ids
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, count_hooks
 from workbench.errors import UserError
 from workbench.method_index import index
 from workbench.models.adapted import AdaptedModel
@@ -25,6 +25,8 @@ pytestmark = [
 ]
 NEW = 3
 SHORT = 13
+OTHER_KERNELS = ("ExpertSwitch", "AttentionScale", "SinkHandover")
+"""Where rows of their own strength run through other kernels than plain: other groups of tokens, eager attention."""
 
 
 @cache
@@ -39,16 +41,19 @@ CELLS = [(family, name) for family in FAMILIES for name, case in CASES.items() i
 def test_every_intervention_takes_part() -> None:
     every = {name for name in {*iv.__all__, *index().functions("interventions")} if isinstance(getattr(iv, name), type)}
     kinds = {name for name in every if issubclass(getattr(iv, name), iv.Intervention) and name != "Intervention"}
-    made = [case.make(case.model_of("mixtral"), [0, 1]).kind for case in CASES.values()]
-    assert kinds == set(made)
+    made = {case.make(case.model_of("mixtral"), [0, 1]).kind for case in CASES.values()}
+    assert not kinds - made, f"say INVARIANT_CASES in the test file of {', '.join(sorted(kinds - made))}"
+    assert kinds == made
 
 
 @pytest.mark.parametrize(("family", "name"), CELLS)
 def test_invariants(family: str, name: str) -> None:
     case = CASES[name]
     model = case.model_of(family)
+    untouched(model)  # read before anything is applied
     recipe = iv.Recipe([case.make(model, [0, 1])])
     neutral_is_bit_equal(model, case, recipe)
+    rows_have_their_own_strength(model, case, recipe)
     equals_dense(model, case, recipe)
     leaves_nothing(model, case, recipe)
     same_with_cache_padding_and_batch(model, case, recipe)
@@ -63,13 +68,28 @@ def neutral_is_bit_equal(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> 
                 replace(intervention, strength=[0.0, 0.0])
         return
     rows = [replace(one, strength=[0.0, 0.0]) for one in recipe]
-    if rows[0].kind not in (
-        "ExpertSwitch",
-        "AttentionScale",
-        "SinkHandover",
-    ):  # other kernels: other groups of tokens, eager
+    if rows[0].kind not in OTHER_KERNELS:
         with iv.Recipe(rows).applied(model):
             assert torch.equal(model.forward(ids()), untouched(model))
+
+
+def rows_have_their_own_strength(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
+    """The first row at full strength and the second at none, and the other way round."""
+    if case.on_weights:
+        return
+    with recipe.applied(model):
+        full = model.forward(ids())
+    for on, off in ((0, 1), (1, 0)):
+        rows = [replace(one, strength=[_own(one, row) * (row == on) for row in (0, 1)]) for one in recipe]
+        with iv.Recipe(rows).applied(model):
+            logits = model.forward(ids())
+        close(logits[on], full[on])
+        close(logits[off], untouched(model)[off])
+
+
+def _own(intervention: Any, row: int) -> float:
+    """The strength of one row."""
+    return float(torch.as_tensor(intervention.strength, dtype=torch.float64).expand(2)[row])
 
 
 def equals_dense(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
@@ -83,12 +103,13 @@ def equals_dense(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
 
 def leaves_nothing(model: AdaptedModel, case: Case, recipe: iv.Recipe) -> None:
     tensors = {name: base_parameter.data_ptr() for name, base_parameter in base_parameters(model.hf).items()}
+    hooks = count_hooks(model.hf)
     for problem in (ValueError, KeyboardInterrupt):
         with pytest.raises(problem), recipe.applied(model), recipe.applied(model):
             assert (model.n_hooks > 0) != case.on_weights
             assert not torch.equal(model.forward(ids()), untouched(model))
             raise problem
-        assert model.n_hooks == 0
+        assert model.n_hooks == 0 and count_hooks(model.hf) == hooks
     assert torch.equal(model.forward(ids()), untouched(model))
     with recipe.applied(model):
         outer = model.forward(ids())

@@ -35,9 +35,10 @@ def _on_weights(
     dense: Callable[[AdaptedModel], AbstractContextManager[None]],
     model: Callable[[str], AdaptedModel] = model_of,
 ) -> Case:
-    return Case(lambda m, rows: make(m), dense, FAMILIES, model, on_weights=True)
+    return Case(lambda m, rows: make(m), dense, FAMILIES, model, on_weights=True, uncontrolled=CHANGED)
 
 
+CHANGED = "It changes weights; random masks and null adapters are the controls of the probes that choose them."
 INVARIANT_CASES: dict[str, Case] = {
     "graft": _on_weights(lambda m: iv.Graft(half(m.name), {n: tuned_values(m.name)[n] for n in half(m.name)}), grafted),
     "layer_scale": _on_weights(

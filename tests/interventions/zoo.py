@@ -18,6 +18,8 @@ from workbench.engine.families import submodule
 from workbench.models.adapted import AdaptedModel
 
 ROWS, LENGTH = 2, 20
+PATCHED = "It sets values that were recorded; patching draws its controls among other prompts and cells."
+OTHER_MODELS = "It mixes in whole models, of which there is no random one of the same kind."
 LAYER = 1
 
 
@@ -101,6 +103,8 @@ class Case:
     families: tuple[str, ...] = FAMILIES
     model_of: Callable[[str], AdaptedModel] = model_of
     on_weights: bool = False
+    uncontrolled: str = ""
+    """Why ``probes.stand_ins`` has no random stand-ins for it; empty where it has."""
 
 
 def _offset(site: str, module: Callable[[AdaptedModel], Any], families: tuple[str, ...] = FAMILIES) -> Case:
@@ -345,8 +349,8 @@ CASES: dict[str, Case] = {
         lambda m, h: h - 0.9 * noise(64),
         in_layer("mlp_out"),
     ),
-    "patch": Case(_patch, _patch_dense),
-    "patch_heads": Case(_patch_heads, _patch_heads_dense),
+    "patch": Case(_patch, _patch_dense, uncontrolled=PATCHED),
+    "patch_heads": Case(_patch_heads, _patch_heads_dense, uncontrolled=PATCHED),
     "attention_scale": Case(lambda m, rows: iv.AttentionScale(3.0, [(LAYER, 1), (LAYER, 2)], keys=0), _attention_dense),
     "expert_replace": _experts("replace", {1, 6}, set()),
     "expert_drop": _experts("drop", {1, 6}, set(), columns=slice(-5, None)),
@@ -354,6 +358,8 @@ CASES: dict[str, Case] = {
     "expert_force": _experts("force", set(), {2}, "max"),
     "expert_both": _experts("replace", {0, 1}, {6}, 0.4, columns=slice(-5, None)),
     "logit_shift": Case(
-        lambda m, rows: iv.LogitShift(*small_pair(m.name), strength=1.5, positions="all - first"), _logits_dense
+        lambda m, rows: iv.LogitShift(*small_pair(m.name), strength=1.5, positions="all - first"),
+        _logits_dense,
+        uncontrolled=OTHER_MODELS,
     ),
 }

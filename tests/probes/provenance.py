@@ -83,8 +83,8 @@ def pair(family: str = "llama") -> ModelPair:
     return replaced(base) or load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
 
 
-def rows(n: int = 8, first: str = "the") -> Prompts:
-    """Pairs of prompts in groups, of one length."""
+def rows(n: int = 16, first: str = "the") -> Prompts:
+    """Pairs of prompts in groups, of one length; eight groups, so that a test by groups can reach q <= .05."""
     return Prompts.of([
         {"prompt": f"{first} {'xyzq'[i % 4]} {'abcd'[i // 4]}", "contrast": f"{first} {'qxyz'[i % 4]} {'abcd'[i // 4]}",
          "answer": " fox", "distractor": " dog", "label": i % 2 == 0, "group": f"g{i // 2}"}

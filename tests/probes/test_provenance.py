@@ -22,7 +22,7 @@ import probes
 from probes.knob.find import Setup
 from probes.knob.subspace import Training
 from probes.needles.trials import contents
-from probes.results import Provenance
+from probes.results import ProbeResult, Provenance
 from tests.probes.provenance import Calls, calls_of, homes, pair, probes_with_results, rows, takes_progress
 from tests.probes.provenance_calls import shouts
 from workbench.call_settings import APART, LONG, call_settings, plain, prompts_hash
@@ -31,6 +31,8 @@ from workbench.prompts import Prompts
 MODELS = ("base", "tuned", "pair", "subject")
 DATA = ("recording", "prompts", "trials")
 """Arguments that are named by hash, in fields of the provenance of their own."""
+UNTESTED = {"IntensityDial": {"q"}}
+"""Result -> columns that it need not have: a dial is calibrated, and none of its lines is a test."""
 
 
 @dataclass
@@ -59,11 +61,23 @@ def left_out(probe: Callable[..., Any], calls: Calls) -> list[str]:
     bar = Bar()
     heard: dict[str, Any] = {"progress": bar} if takes_progress(probe, calls) else {}
     for given in calls.given:
-        made = probe(**given, **heard).provenance
+        result = probe(**given, **heard)
+        made = result.provenance
         json.dumps(dataclasses.asdict(made))
+        missing += lacking(result)
         missing += [f"{name} of {sorted(given)}" for name, value in given.items() if not held(made, name, value)]
         tried |= {name for name, value in given.items() if plain(value) != plain(arguments[name])}
     return [*missing, *bar.wrong, *(f"{name}: never tried" for name in arguments if name not in tried)]
+
+
+def lacking(result: Any) -> list[str]:
+    """What a person needs beside every number and this result does not have."""
+    if not isinstance(result, ProbeResult):
+        return []
+    columns = sorted(
+        {"score", "low", "high", "control", "q"} - set(result.table) - UNTESTED.get(type(result).__name__, set())
+    )
+    return [*(f"the table has no {name}" for name in columns), *([] if result.control.strip() else ["no control"])]
 
 
 def held(made: Provenance, name: str, value: Any) -> bool:
@@ -86,7 +100,8 @@ def held(made: Provenance, name: str, value: Any) -> bool:
 
 
 def test_every_probe_has_its_calls() -> None:
-    assert set(homes()) >= set(probes_with_results())
+    without = sorted(set(probes_with_results()) - set(homes()))
+    assert not without, f"say calls_of_{without[0]}() in its test file (tests/probes/provenance.py)"
 
 
 @pytest.mark.parametrize("name", probes_with_results())
@@ -112,6 +127,13 @@ def test_a_probe_that_forgets_an_option_is_told_so() -> None:
     assert "kept: never tried" in left_out(toy, Calls([{**given, "kept": 1}], Options))
     with pytest.raises(AssertionError, match="are read into"):
         left_out(toy, Calls([given]))
+
+
+def test_a_result_without_its_test_or_control_is_told_so() -> None:
+    lens = probes.logit_lens(pair(), rows(), top=2)
+    assert lacking(lens) == []
+    bare = dataclasses.replace(lens, table=lens.table.drop(columns=["q", "low"]), control=" ")
+    assert lacking(bare) == ["the table has no low", "the table has no q", "no control"]
 
 
 def test_values_become_plain() -> None:

@@ -10,6 +10,7 @@ import torch
 import interventions as iv
 import workbench as wb
 from probes.random_recipes import expert_use, stand_ins
+from tests.interventions.registered_cases import registered_cases
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from workbench.models.pair import ModelPair
 from workbench.prompts import Prompts
@@ -63,3 +64,20 @@ def test_use_of_experts_is_what_the_routers_select() -> None:
     use = expert_use(moe.tuned, ROWS)
     per_layer = [sum(share for (layer, _), share in use.items() if layer == number) for number in range(3)]
     assert per_layer == pytest.approx([moe.tuned.top_k] * 3)
+
+
+CASES = registered_cases()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_intervention_has_its_random_control_or_says_why_it_has_none(name: str) -> None:
+    case = CASES[name]
+    model = case.model_of("mixtral" if "mixtral" in case.families else case.families[0])
+    intervention = case.make(model, [0, 1])
+    drawn = stand_ins(iv.Recipe([intervention]), model, ROWS)
+    if case.uncontrolled:
+        assert not drawn and case.uncontrolled.endswith("."), case.uncontrolled
+        return
+    assert len(drawn) == 10, f"give {intervention.kind} stand_ins(), or its case the reason in uncontrolled"
+    assert all(one.interventions[0].kind == intervention.kind for one in drawn)
+    assert iv.Recipe([intervention]).content not in {one.content for one in drawn}

@@ -38,7 +38,8 @@ def test_methods_are_listed_without_importing_them() -> None:
 
 def test_every_method_says_all_that_is_derived_from_it() -> None:
     for one in all_methods():
-        assert one.question.endswith("?") and one.summary.endswith("."), one.name
+        assert one.question.endswith("?"), f"{one.name}: its question ends with a question mark"
+        assert one.summary.endswith("."), f"{one.name}: the docstring begins with a sentence, which is its summary"
         assert len({option.name for option in one.options}) == len(one.options), one.name
         assert one.kind != "probe" or one.cost, f"{one.name}: say what it costs"
 

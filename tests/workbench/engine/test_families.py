@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, MOE_FAMILIES, tiny_model, token_batch, tokenizer
+from tests.tiny import FAMILIES, MOE_FAMILIES, count_hooks, tiny_model, token_batch, tokenizer
+from workbench.engine import families
 from workbench.engine.hub import SiteHook
 from workbench.engine.selfcheck import self_check
 from workbench.engine.sites import Site
@@ -15,8 +16,9 @@ from workbench.models.adapted import AdaptedModel
 from workbench.prompts.encode import pad_left
 
 
-def count_hooks(hf: Any) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in hf.modules())
+def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round() -> None:
+    types = {tiny_model(family).config.model_type for family in FAMILIES}
+    assert types == set(families.FAMILIES), "a family is a line in families.py and a config in tests/tiny.py"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
