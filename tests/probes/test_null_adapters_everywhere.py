@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import probes
+from tests.declared import declared
 from tests.probes.provenance import given_of
 from tests.probes.test_against_null_adapters import lora_pair
 from tests.tiny import tokenizer
@@ -49,7 +50,7 @@ NO_PAIR = {
     "retrieval": "reads one model, in which it looks for heads that copy",
     "virtual-tokens": "reads virtual tokens, which have no plain LoRA",
 }
-"""Probe -> why no null adapter can stand in for what it reads."""
+"""Probe -> why no null adapter can stand in for what it reads; others say it in their own test file."""
 AMONG_NULLS: dict[str, dict[str, Any]] = {
     "answers": {"max_new_tokens": 3},
     "head-words": {"layer": 1, "head": 2},
@@ -105,8 +106,10 @@ def on_null(method: Method, draw: int) -> Any:
             return stack.enter_context(null_adapter(with_adapter(of), draw, KINDS[draw % len(KINDS)]))
 
         given = given_of(method.function, replace)
-        assert given.pop("of_models") or method.name in NO_PAIR, f"{method.name}: name it in NO_PAIR with the reason"
-        if method.name in NO_PAIR:
+        assert given.pop("of_models") or method.name in declared("NO_PAIR"), (
+            f"{method.name}: its test file says NO_PAIR = {{name: reason}}"
+        )
+        if method.name in declared("NO_PAIR"):
             return None
         try:
             return getattr(probes, method.function)(**given | method.fixed)
@@ -127,12 +130,12 @@ def counted(draws: int) -> dict[str, list[bool]]:
     return {
         name: alarms(method, 1 if name in LONG else draws)
         for name, method in reading_a_pair().items()
-        if name not in NO_PAIR
+        if name not in declared("NO_PAIR")
     }  # fmt: skip
 
 
 def test_what_is_named_here_is_registered() -> None:
-    assert set(reading_a_pair()) >= set(AMONG_NULLS) | set(NO_PAIR) | LONG
+    assert set(reading_a_pair()) >= set(AMONG_NULLS) | set(declared("NO_PAIR")) | LONG
 
 
 @pytest.mark.parametrize("name", ["lens", "fault-tokens", "weights", "head-probe", "token-relevance"])

@@ -20,28 +20,30 @@ import pytest
 import torch
 
 import probes
+from tests.declared import declared
 from tests.probes.provenance import given_of
-from tests.probes.test_null_adapters_everywhere import NO_PAIR, reading_a_pair
+from tests.probes.test_null_adapters_everywhere import reading_a_pair
 from tests.tiny import tiny_model, tokenizer
 from workbench.errors import UserError
 from workbench.models.pair import ModelPair, load_pair
 
-NAMES = sorted({method.function for method in reading_a_pair().values() if method.name not in NO_PAIR})
+FUNCTIONS = {method.function: name for name, method in reading_a_pair().items() if name not in declared("NO_PAIR")}
+"""Function -> the method that it is first registered as."""
 OF_ONE_MODEL = {
-    "attribute_directions": "what directions do to one model",
-    "code_similarity": "which rows look alike to the tuned model, whatever tuning changed",
-    "domain_experts": "which experts of one model a class of prompts goes to",
-    "elicitation_curve": "what training on labels does to copies, whatever the pair",
-    "fit_gate": "what can be told apart in one model",
-    "head_probe": "what can be read off one model",
-    "retrain_without": "what leaving rows out of a training does, whatever the pair",
-    "sample_efficiency": "what training on labels does to copies, whatever the pair",
-    "subject_offset": "what an offset does to one model",
-    "target_attention": "where one model looks; its change is beside it",
-    "token_guidance": "what scores of tokens do to the base, beside the tuned model",
+    "attribute-directions": "what directions do to one model",
+    "mona": "which rows look alike to the tuned model, whatever tuning changed",
+    "domain-experts": "which experts of one model a class of prompts goes to",
+    "elicitation": "what training on labels does to copies, whatever the pair",
+    "gate": "what can be told apart in one model",
+    "head-probe": "what can be read off one model",
+    "retrain-without": "what leaving rows out of a training does, whatever the pair",
+    "sample-efficiency": "what training on labels does to copies, whatever the pair",
+    "subject-offset": "what an offset does to one model",
+    "target-attention": "where one model looks; its change is beside it",
+    "token-guidance": "what scores of tokens do to the base, beside the tuned model",
     "undoing": "what further training does to the tuned model, whatever tuning changed",
 }
-"""Probes whose q is not about what differs -> what it is about."""
+"""Probes whose q is not about what differs -> what it is about; others say it in their own test file."""
 TEMPLATES = tuple(
     "{% for m in messages %}" + turn + "{% endfor %}" for turn in ("[{{ m.content }}]", "{{ m.content }}")
 )
@@ -87,10 +89,10 @@ def test_the_two_folders_differ_in_all_that_they_should(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_base_against_itself_shows_nothing(name: str, place: Path) -> None:
-    if name in OF_ONE_MODEL:
-        pytest.skip(OF_ONE_MODEL[name])
+    if (method := FUNCTIONS[name]) in declared("OF_ONE_MODEL"):
+        pytest.skip(declared("OF_ONE_MODEL")[method])
     try:
         given = given_of(name, partial(twins, place=place))  # which may need a result of the same probe
         assert given.pop("of_models"), "its call reads no pair that can be replaced"

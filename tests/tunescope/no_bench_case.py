@@ -1,13 +1,6 @@
-"""Probes of groups that the bench of planted truth covers, which it does not ask, and why.
-
-A probe's own test file says its reason as ``NO_BENCH_CASE = {"name": "reason"}`` at the top level.
-"""
+"""Probes of groups that the bench of planted truth covers, which it does not ask, and why (`tests.declared`)."""
 
 from __future__ import annotations
-
-import re
-from importlib import import_module
-from pathlib import Path
 
 _SERIES = "reads several fine-tunes, and an organism is one"
 _ADAPTER = "reads a kind of adapter that no organism has"
@@ -38,12 +31,3 @@ NO_BENCH_CASE = {
     for name in names
 }  # fmt: skip
 """Registered probe -> the reason."""
-
-
-def reasons() -> dict[str, str]:
-    """Those of this file and of the tests of probes."""
-    root, told = Path(__file__).parents[2], dict(NO_BENCH_CASE)
-    for path in sorted((root / "tests" / "probes").rglob("test_*.py")):
-        if re.search(r"^NO_BENCH_CASE\b", path.read_text(encoding="utf-8"), re.MULTILINE):
-            told |= import_module(".".join(path.relative_to(root).with_suffix("").parts)).NO_BENCH_CASE
-    return told

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import probes
-from tests.tunescope.no_bench_case import reasons
+from tests.declared import declared
 from tunescope.bench.cases import CASES, MEASURED, cases_of
 from tunescope.bench.contrasts import asked_otherwise, exchanged, moved, opposite, shuffled_answers
 from tunescope.bench.ground import Case, Ground, Refused, Verdict, inside, labels_of, or_refused, precision
@@ -61,9 +61,9 @@ def test_every_probe_of_a_covered_group_has_a_case_or_a_reason() -> None:
     covered = {probed[name] for name in CASES if name in probed}
     assert {"weights", "activations", "heads", "experts", "directions", "paths", "skills", "tokens"} <= covered
     wanted = {name for name, group in probed.items() if group in covered}
-    assert not (CASES.keys() & reasons().keys())
+    assert not (CASES.keys() & declared("NO_BENCH_CASE").keys())
     told = "give the probe a case in tunescope/bench/cases.py, or its test file NO_BENCH_CASE = {name: reason}"
-    assert wanted - CASES.keys() == reasons().keys(), told
+    assert wanted - CASES.keys() == declared("NO_BENCH_CASE").keys(), told
     assert all(hasattr(probes, name) for name in CASES.keys() - probed.keys())
 
 

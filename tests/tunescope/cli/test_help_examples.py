@@ -20,6 +20,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.declared import declared
 from tests.tunescope.cli.example_folders import (
     a_view_of,
     of_copier,
@@ -159,7 +160,7 @@ FOLDER_OF = {
     "localize block-flips": "two-skills",
     "localize update-parts": "two-skills",
 }
-"""Where a command's example runs; ``context-knob`` for the others."""
+"""Where a command's example runs; ``context-knob`` for the others but those that say it in their own test file."""
 SLOW = (
     "demo",
     "bench audit",
@@ -182,6 +183,11 @@ READ_A_RUN = ("runs list", "runs show", "runs verify", "report", "dashboard")
 """Their examples come after that of ``record``, whose run they name."""
 READ_THE_BOOK = ("recipe book", "recipe drop")
 """Theirs come after that of ``recipe keep``."""
+
+
+def folder_of(command: str) -> str:
+    """The folder that a command's example runs in."""
+    return FOLDER_OF.get(command) or declared("EXAMPLE_FOLDER").get(command.split()[-1], "context-knob")
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -226,7 +232,7 @@ def do(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name, raising=False)
 
     def run(command: str, line: str) -> Done:
-        folder = a_view_of(made(FOLDER_OF.get(command, "context-knob")), tmp_path / "here")
+        folder = a_view_of(made(folder_of(command)), tmp_path / "here")
         monkeypatch.chdir(folder)
         first = "record" if command in READ_A_RUN else "recipe keep" if command in READ_THE_BOOK else None
         for before in [line for name, line in EXAMPLES if name == first]:
