@@ -9,6 +9,7 @@ import pandas as pd
 
 from probes.cells import columns_of, label
 from workbench.errors import UserError
+from workbench.tables import told_from_control
 
 COLUMNS = ("finding", "strongest", "score", "low", "high", "control", "beyond control", "n prompts", "score is")
 
@@ -53,7 +54,7 @@ def _row(name: str, result: Any) -> dict[str, Any] | None:
     best = _reported(result)
     if best is None:
         return None
-    outside = best["q"] < 0.05 if pd.notna(best["q"]) else not best["low"] <= best["control"] <= best["high"]
+    outside = bool(told_from_control(best.to_frame().T.infer_objects()).iloc[0])
     return {
         "finding": name, "strongest": label(best.to_dict()), "score": float(best["score"]),
         "low": float(best["low"]), "high": float(best["high"]), "control": float(best["control"]),

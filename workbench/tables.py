@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 ESTIMATES = ("score", "estimate", "share", "accuracy", "value", "probability")
@@ -33,6 +34,24 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
 def beyond_control(table: pd.DataFrame) -> pd.Series:
     """Which cells score further from 0 than their control, with q below 0.05; a control that is missing counts as 0."""
     return (table["q"] < 0.05) & (table["score"].abs() > table["control"].abs().fillna(0))
+
+
+def told_from_control(table: pd.DataFrame) -> pd.Series:
+    """Which cells can be told from their control: q below 0.05, or without a q the control outside their interval.
+
+    A score that is known exactly (low = high, as of weights) has a q of another question, whether the cell stands out
+    among the others; and without a q nothing was tested. Both must then also be further from 0 than their control.
+
+    Example:
+        ``told_from_control(result.frame())``
+    """
+    q = table["q"] if "q" in table else pd.Series(np.nan, index=table.index)
+    exact = table["low"] == table["high"] if {"low", "high"} <= set(table) else pd.Series(False, index=table.index)
+    control = table["control"] if "control" in table else pd.Series(np.nan, index=table.index)
+    further = table["score"].abs() > control.abs().fillna(0)
+    bounded = {"low", "high"} <= set(table)
+    outside = ~control.between(table["low"], table["high"]) if bounded else pd.Series(False, index=table.index)
+    return ((q < 0.05) & (further | ~exact)) | (q.isna() & outside & further)
 
 
 def cell_text(value: Any, digits: int = 4) -> str:

@@ -137,7 +137,9 @@ def _show_findings(selected: Selection, run: Run) -> None:
     code += "".join(f"    {result.name!r}: Result.load({str(result.path)!r}),\n" for result in stored) + "})\n"
     made = {"run": run.name, "results": {result.file: result.sha256 for result in stored}}
     panels.table("findings", table, code, made, shown=with_intervals(table), experiment=experiment_of(selected, stored))
-    st.caption("beyond control: q below .05; where there is no q, the control lies outside the interval.")
+    st.caption(
+        "beyond control: q below .05; where there is no q, the control lies outside the interval and nearer to 0."
+    )
 
 
 def _has_tables(run: Run) -> bool:

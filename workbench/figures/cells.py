@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe, visible_line
+from workbench.tables import told_from_control
 
 COLOURS = "RdBu_r"
 GREY = "rgb(160, 160, 160)"
@@ -46,10 +47,13 @@ def grid(table: pd.DataFrame, axes: Axes, value: str) -> pd.DataFrame:
 
 
 def inside_band(table: pd.DataFrame) -> pd.Series:
-    """True where the score cannot be told from the control: inside its band, or q >= 0.05 where there is no band."""
+    """True where the score cannot be told from the control: inside its band, or where there is none, by its q, also
+    where it has none."""
     if {"control_low", "control_high"} <= set(table):
         return table["score"].between(table["control_low"], table["control_high"])
-    return ~(table["q"] < 0.05) if "q" in table else pd.Series(False, index=table.index)
+    if "q" not in table:
+        return pd.Series(False, index=table.index)
+    return ~told_from_control(table) | table["q"].isna()
 
 
 def bound_of(table: pd.DataFrame) -> float:

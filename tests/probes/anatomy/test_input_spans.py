@@ -72,7 +72,7 @@ def test_ranks_are_read_from_the_numbers_and_random_spans_read_what_chance_does(
     assert (table["score"] - table["control"]).abs().max() < 0.15 and (table["best"] >= table["score"]).all()
     assert (table["largest"] > table["smallest"]).all() and (table["rank90"] <= table["rank"]).all()
     again = ProbeResult.load(result.save(tmp_path / "i"))
-    assert again.frame().equals(result.frame()) and result.figure().data and "ranks 6, 5, 1" in result.summary()
+    assert again.frame().equals(result.frame()) and result.figure().data and "ranks 1 to 6" in result.summary()
 
 
 def test_shares_by_hand_and_nothing_where_nothing_moved() -> None:
