@@ -30,6 +30,7 @@ def command(port: int, address: str = LOCALHOST, *, headless: bool = False) -> l
         "client.showErrorDetails": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
+        "logger.hideWelcomeMessage": "true",  # and with it an offer, laid over the page, to install files for agents
         "runner.magicEnabled": "false",
         "theme.base": "light",
         "theme.primaryColor": "#0b6e8f",
@@ -70,6 +71,8 @@ def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headle
     server = None
     try:
         server = subprocess.Popen(command(port, address, headless=headless), env=environment)
+        sys.stdout.write(f"Tunescope is at http://{address}:{port} (Ctrl+C stops it)\n")
+        sys.stdout.flush()
         return server.wait()
     except KeyboardInterrupt:
         return 0

@@ -32,15 +32,17 @@ class SteerRequest:
     """Texts are read as they are, also where there is a chat template."""
     system: str = ""
     """A system turn in front of every prompt."""
-    chats: tuple[tuple[str, str], ...] = ()
-    """Of lines that stand for a run's chats: the line, and the chat's messages as JSON."""
+    originals: tuple[tuple[str, str], ...] = ()
+    """Of lines that stand for a run's chats, and for its texts of several lines: the line, and the chat's messages or
+    the text as JSON."""
 
     def inputs(self) -> list[str | dict[str, Any]]:
         """The prompts as a person writes them in Python and YAML: texts, and rows where a text would not say it."""
         from workbench.prompts import Prompts
 
-        chats = dict(self.chats)
-        items = [{"messages": json.loads(chats[line])} if line in chats else line for line in self.prompts]
+        originals = {line: json.loads(own) for line, own in self.originals}
+        read = [originals.get(line, line) for line in self.prompts]
+        items = [{"messages": own} if isinstance(own, list) else own for own in read]
         rows = Prompts.of(items, chat=False if self.raw else None, system=self.system.strip() or None)
         return [
             item if row.prompt == item and row.chat is None else row.as_dict()
@@ -85,9 +87,14 @@ class SteerRequest:
         return "\n".join(lines) + "\n"
 
 
-def chats_of(rows: Iterable[Prompt], texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Of ``texts`` those that are what a chat among ``rows`` shows, with its messages."""
-    known = {one_line(row.shown): json.dumps(row.as_dict()["messages"]) for row in rows if row.is_chat}
+def originals_of(rows: Iterable[Prompt], texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Of ``texts`` those that stand for a row which no single line can say: a chat's messages, a text with breaks."""
+    known: dict[str, str] = {}
+    for row in rows:
+        if row.is_chat:
+            known[one_line(row.shown)] = json.dumps(row.as_dict()["messages"])
+        elif row.prompt is not None and row.prompt != one_line(row.prompt):
+            known[one_line(row.prompt)] = json.dumps(row.prompt)
     return tuple((text, known[text]) for text in dict.fromkeys(texts) if text in known)
 
 

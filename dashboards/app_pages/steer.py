@@ -14,7 +14,7 @@ from dashboards.recipe_form import ask_parts
 from dashboards.recipe_parts import built
 from dashboards.selection import Selection
 from dashboards.state import Opened
-from dashboards.steer_request import SteerRequest, chats_of, lines, one_line
+from dashboards.steer_request import SteerRequest, lines, one_line, originals_of
 from dashboards.steering import Steered, Swept, run_steer, run_sweep
 from dashboards.work_on_button import Work, on_button, prefilled
 from workbench.errors import UserError
@@ -55,7 +55,7 @@ def _ask(selected: Selection) -> tuple[SteerRequest, str]:
     known = _rows_shown(selected) or ()
     request = SteerRequest(
         base, tuned, parts, 1.0, side, lines(prompts), tokens, device,
-        raw=raw, system=system, chats=chats_of(known, lines(prompts)),
+        raw=raw, system=system, originals=originals_of(known, lines(prompts)),
     )  # fmt: skip
     with left:
         strength = st.slider(
@@ -94,7 +94,8 @@ def _ask_prompts(selected: Selection) -> tuple[str, int, str]:
     prefilled("prompts", "\n".join(one_line(row.shown) for row in rows or ()))
     prompts = st.text_area(
         "One per line", key="prompts", height=192, placeholder="Write what the models should answer or continue.",
-        persist_state="session",
+        persist_state="session", help="A line that stands for a prompt of the run is read as the run has it, with its "
+        "turns and line breaks.",
     )  # fmt: skip
     left, right = st.columns(2)
     tokens = left.number_input("New tokens per answer", 1, 512, 8, key="tokens", **_LINKED)

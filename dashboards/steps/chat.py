@@ -32,11 +32,13 @@ def show(subject: Subject, recipes: Mapping[str, tuple[Part, str]]) -> None:
         _show_turn(subject, number, turn)
     busy = bool(jobs.desk().active)
     pending = st.session_state.pop("_chat-again", None)
-    prefilled("chat-text", _selected_prompt())
+    prompt = _selected_prompt()
+    prefilled("chat-text", prompt)
     with st.form("chat", clear_on_submit=True, border=False):
         left, right = st.columns([4, 1], vertical_alignment="bottom")
         label = "Say something to both" if recipe is None else "Say something to all three"
-        said = left.text_input(label, key="chat-text", disabled=busy)
+        box = left.text_area if "\n" in prompt else left.text_input  # an input of one line would drop the breaks
+        said = box(label, key="chat-text", disabled=busy)
         sent = right.form_submit_button("Send", icon=":material/send:", disabled=busy)
     if busy:
         st.caption("A task is at work on the models; the chat opens when the queue is empty.")

@@ -16,13 +16,15 @@ def test_a_dashboard_that_is_ended_leaves_no_server(tmp_path: Path) -> None:
     port = free_port()
     started = subprocess.Popen(
         [sys.executable, "-m", "tunescope", "dashboard", "--headless", "--port", str(port)],
-        env={**os.environ, "TUNESCOPE_RUNS": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "TUNESCOPE_RUNS": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         wait_until_up(started, port)
+        assert started.stdout is not None
+        assert f"http://127.0.0.1:{port}" in started.stdout.readline().decode()
         started.send_signal(signal.SIGTERM)
-        started.wait(timeout=60)
-        assert not is_up(port)
+        said, _ = started.communicate(timeout=60)
+        assert not is_up(port) and b"streamlit" not in said.lower()
     finally:
         started.kill()
         started.wait()

@@ -60,6 +60,33 @@ def test_a_runs_chats_are_shown_and_keep_their_turns(
     assert rows == [{"messages": CHAT}, "the lazy dog"]
 
 
+def test_texts_of_several_lines_keep_their_breaks(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Question and answer lines, as a model without a chat template reads them."""
+    text = "the quick\nbrown:"
+    monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
+    with runs.create(tmp_path / "runs", "texts", kind="demo", config={}) as run:
+        run.note(pairs={"tiny": {"base": folders[0], "tuned": folders[1], "prompts": "prompts/texts.jsonl"}})
+        run.file("prompts").mkdir()
+        Prompts.of([text], chat=False).save(run.file("prompts/texts.jsonl"))
+    app = opened("steer", off="L0E1, L1E3")
+    assert app.text_area(key="prompts").value == "the quick brown:"
+    app.segmented_control(key="read-as").set_value("raw")
+    app.number_input(key="tokens").set_value(4).run()
+    app.button(key="go-steer").click().run()
+    assert not app.exception and not app.error, shown(app)
+    done, result = app.session_state["_kept-steer"]
+    assert [read for read, _ in result.reads] == [text]
+    space: dict[str, object] = {}
+    exec(done.python(), space)
+    assert space["texts"] == list(result.steered)
+    (row,) = Experiment.parse(as_experiment.steer_experiment(done)).prompts["prompts"].rows
+    assert row == {"prompt": text, "chat": False}
+    chat = opened("look", step="1")
+    assert chat.text_area(key="chat-text").value == text and not chat.exception, shown(chat)
+
+
 def test_raw_lines_and_a_system_turn(folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESCOPE_RUNS", str(tmp_path / "runs"))
     texts = {}
