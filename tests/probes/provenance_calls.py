@@ -130,11 +130,11 @@ def calls_of_contrastive_generations() -> Calls:
 
 def calls_of_expert_map() -> Calls:
     given = {
-        "labels": list("aabb" * 2), "target": "a", "phase": "decode", "score": "token_rate", "reference": None,
-        "exclude": "special", "test": "permutation", "responses": [" fox"] * 8, "max_new_tokens": 3, "top": 4,
+        "labels": list("aabb" * 4), "target": "a", "phase": "decode", "score": "token_rate", "reference": None,
+        "exclude": "special", "test": "permutation", "responses": [" fox"] * 16, "max_new_tokens": 3, "top": 4,
         "draws": 20, "batch_size": 4, "seed": 3,
     }  # fmt: skip
-    last = {"labels": list("aabb" * 2), "positions": "last", "draws": 20}
+    last = {"labels": list("aabb" * 4), "positions": "last", "draws": 20}
     models = {"subject": pair("qwen3moe"), "prompts": rows()}
     return Calls([{**models, **given}, {**models, **last}], MapOptions)
 
@@ -352,8 +352,11 @@ def calls_of_probability_movement() -> Calls:
 
 
 def calls_of_token_shift() -> Calls:
-    given = {"base_prompts": rows(8, "a"), "max_new_tokens": 2, "batch_size": 3, "seed": 3}
-    return Calls([{"pair": pair(), "prompts": rows(), **given}])
+    given = {"max_new_tokens": 2, "batch_size": 3, "seed": 3}
+    return Calls([
+        {"pair": pair(), "prompts": rows(), **given},
+        {"pair": pair(), "prompts": rows(), "base_prompts": rows(first="a"), **given},
+    ])  # fmt: skip
 
 
 def calls_of_weight_delta() -> Calls:

@@ -36,6 +36,7 @@ OF_ONE_MODEL = {
     "elicitation": "what training on labels does to copies, whatever the pair",
     "gate": "what can be told apart in one model",
     "head-probe": "what can be read off one model",
+    "head-words": "what a head writes in each model; a line for either",
     "retrain-without": "what leaving rows out of a training does, whatever the pair",
     "sample-efficiency": "what training on labels does to copies, whatever the pair",
     "subject-offset": "what an offset does to one model",
