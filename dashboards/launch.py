@@ -71,7 +71,8 @@ def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headle
     server = None
     try:
         server = subprocess.Popen(command(port, address, headless=headless), env=environment)
-        sys.stdout.write(f"Tunescope is at http://{address}:{port} (Ctrl+C stops it)\n")
+        host = f"[{address}]" if ":" in address else address
+        sys.stdout.write(f"Tunescope is at http://{host}:{port} (Ctrl+C stops it)\n")
         sys.stdout.flush()
         return server.wait()
     except KeyboardInterrupt:
