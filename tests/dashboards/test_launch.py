@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from dashboards.launch import command
+import pytest
+
+from dashboards.launch import LOCALHOST, command, launch
+from dashboards.state import Opened
 from tests.dashboards.served import free_port, is_up, wait_until_up
+from workbench.errors import UserError
 
 
 def test_a_dashboard_that_is_ended_leaves_no_server(tmp_path: Path) -> None:
@@ -28,6 +33,15 @@ def test_a_dashboard_that_is_ended_leaves_no_server(tmp_path: Path) -> None:
     finally:
         started.kill()
         started.wait()
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.create_server((LOCALHOST, 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"Port {port} of 127.0.0.1 is taken.* give --port {port % 65535 + 1}"):
+            launch(Opened(), port)
+    with pytest.raises(UserError, match=r"Nothing can be served at 192\.0\.2\.1"):
+        launch(Opened(), free_port(), "192.0.2.1")
 
 
 def test_the_first_start_on_a_machine_asks_nothing(tmp_path: Path) -> None:
