@@ -94,9 +94,10 @@ def _ask_prompts(selected: Selection) -> tuple[str, int, str]:
     prefilled("prompts", "\n".join(one_line(row.shown) for row in rows or ()))
     prompts = st.text_area(
         "One per line", key="prompts", height=192, placeholder="Write what the models should answer or continue.",
-        persist_state="session", help="A line that stands for a prompt of the run is read as the run has it, with its "
-        "turns and line breaks.",
+        persist_state="session",
     )  # fmt: skip
+    if any(row.shown != one_line(row.shown) for row in rows or ()):
+        st.caption("A line that stands for a prompt of the run is read as the run has it, with its turns and breaks.")
     left, right = st.columns(2)
     tokens = left.number_input("New tokens per answer", 1, 512, 8, key="tokens", **_LINKED)
     prefilled("begins", "" if not rows else (rows[0].answer or "").strip())
