@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from dashboards.state import WARM, Opened
-from workbench.errors import UserError
+from workbench.local_address import check_free, in_url
 
 APP = Path(__file__).with_name("serve.py")
 LOCALHOST = "127.0.0.1"
@@ -65,28 +63,13 @@ def warning_of(address: str) -> str | None:
     )
 
 
-def _check_free(port: int, address: str) -> None:
-    """Raise :class:`UserError` where another program listens there already."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((address, port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise UserError(f"Nothing can be served at {address}, port {port}: {error.strerror}.") from error
-            raise UserError(
-                f"Port {port} of {address} is taken, perhaps by another dashboard: give --port {port % 65535 + 1}."
-            ) from error
-
-
 def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headless: bool = False) -> int:
     """Serve the app until it is stopped; returns the server's exit status.
 
     Raises:
         UserError: The port is taken, or the address is none of this computer's.
     """
-    _check_free(port, address)
+    check_free(address, port)
     environment = {**os.environ, **opened.as_environment(), WARM: "1"}
     if (warning := warning_of(address)) is not None:
         sys.stderr.write(f"{warning}\n")
@@ -94,8 +77,7 @@ def launch(opened: Opened, port: int = 8501, address: str = LOCALHOST, *, headle
     server = None
     try:
         server = subprocess.Popen(command(port, address, headless=headless), env=environment)
-        host = f"[{address}]" if ":" in address else address
-        sys.stdout.write(f"Tunescope is at http://{host}:{port} (Ctrl+C stops it)\n")
+        sys.stdout.write(f"Tunescope is at http://{in_url(address)}:{port} (Ctrl+C stops it)\n")
         sys.stdout.flush()
         return server.wait()
     except KeyboardInterrupt:

@@ -65,8 +65,9 @@ def serve(  # noqa: PLR0913 (one parameter per option)
     from interventions.exchange.reading import is_line, load_recipe
     from tunescope.cli.recipe import load_sides
     from tunescope.serve.engine import Engine, Limits
-    from tunescope.serve.running import check_free, run
+    from tunescope.serve.running import run
     from tunescope.serve.served_recipes import ServedRecipes
+    from workbench.local_address import check_free
 
     check_free(address, port)
     for line in filter(is_line, recipe or []):

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import sys
 
 from tunescope.serve.api import application
 from tunescope.serve.engine import Engine
-from workbench.errors import UserError
+from workbench.local_address import in_url
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
-def check_free(address: str, port: int) -> None:
-    """Raise :class:`UserError` where something listens there already, before a model is loaded."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise UserError(
-                f"Port {port} of {address} cannot be used ({error.strerror}): give another --port, or stop what is "
-                "there."
-            ) from error
 
 
 def run(engine: Engine, address: str, port: int, token: str | None, *, made: bool, hosts: list[str]) -> None:
@@ -42,7 +27,7 @@ def run(engine: Engine, address: str, port: int, token: str | None, *, made: boo
 
     key = secrets.token_urlsafe(24) if made else token
     token_sentence = "no token is asked for" if key is None else f"token {key}" if made else "the token that was given"
-    shown = f"[{address}]" if ":" in address else address
+    shown = in_url(address)
     sys.stderr.write(
         f"Serving {', '.join(engine.models())}\nat http://{shown}:{port}/v1, {token_sentence}. Ctrl-C ends it.\n"
     )

@@ -25,10 +25,10 @@ from tests.gguf_writing import CHAT
 from tests.tiny import tiny_model, tokenizer, tuned_copy
 from tunescope.serve.api import application
 from tunescope.serve.engine import Closed, Engine, Limits
-from tunescope.serve.running import check_free
 from tunescope.serve.served_recipes import ServedRecipes
 from tunescope.serve.stopping import StopTexts
 from workbench.errors import UserError
+from workbench.local_address import check_free
 from workbench.models.pair import ModelPair, load_pair
 
 openai = pytest.importorskip("openai")
