@@ -78,6 +78,7 @@ class HeadWords(ProbeResult):
     question="Which words does this head write, before and after tuning?",
     cost="one forward pass of each model",
     example="--layer 1 --head 0",
+    any_adapter="whether the head moves the word more than random vectors do, in one model at a time",
 )
 def head_words(
     pair: ModelPair, prompts: Prompts | Sequence[Any], layer: int, head: int, *, top: int = 8, seed: int = 0

@@ -74,6 +74,7 @@ class LogitLens(ProbeResult):
     group="tokens",
     question="At which layer does the tuned model's next word part from the base's?",
     cost="one forward pass of each model; an unembedding per layer and token",
+    any_adapter="whether readings moved otherwise than along a random direction, whatever moved them",
 )
 def logit_lens(
     pair: ModelPair,

@@ -60,6 +60,7 @@ class AdapterPanel(ProbeResult):
     papers=("Towards a Unified View of Parameter-Efficient Transfer Learning",),
     needs=Needs(adapter=True),
     cost="one forward pass, and one per adapted module for the ablation",
+    any_adapter="whether a module is changed otherwise than by Gaussian numbers in place of its adapter's",
 )
 def adapter_panel(
     pair: Any, prompts: Any, *, ablate: bool = True, seed: int = 0, progress: Progress | None = None

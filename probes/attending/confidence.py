@@ -79,6 +79,7 @@ class AttentionConfidence(ProbeResult):
     ),
     cost="one pass of each model per prompt, with attention patterns",
     example="--layers 0,1",
+    any_adapter="whether a head's attention narrowed or widened at all",
 )
 def attention_confidence(
     pair: ModelPair,

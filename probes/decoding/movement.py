@@ -83,6 +83,7 @@ class ProbabilityMovement(ProbeResult):
     papers=("SRFT: A Single-Stage Method with Supervised and Reinforcement Fine-Tuning for Reasoning",),
     cost="one forward pass of each model per batch",
     example="--bins 4",
+    any_adapter="whether tokens of that entropy moved otherwise than the rest, whatever moved them",
 )
 def probability_movement(
     pair: ModelPair,
