@@ -12,7 +12,7 @@ def strongest_head(table: pd.DataFrame) -> tuple[int, int] | None:
     """Layer and head of the largest score; None where no score is known."""
     if "score" not in table or table["score"].isna().all():
         return None
-    best = table.loc[[table["score"].abs().idxmax()]].to_dict("records")[0]
+    best = table.loc[[table["score"].idxmax()]].to_dict("records")[0]
     return int(best["layer"]), int(best["head"])
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from probes.cells import columns_of, label
 from workbench.errors import UserError
-from workbench.tables import told_from_control
+from workbench.tables import beyond_control
 
 COLUMNS = ("finding", "strongest", "score", "low", "high", "control", "beyond control", "n prompts", "score is")
 
@@ -17,7 +17,7 @@ COLUMNS = ("finding", "strongest", "score", "low", "high", "control", "beyond co
 def headlines(results: Mapping[str, Any]) -> pd.DataFrame:
     """One row per result that scores cells (name -> result): its strongest cell with interval and control.
 
-    ``beyond control``: q below 0.05; without q, the control outside the interval.
+    ``beyond control``: see :func:`workbench.tables.beyond_control`.
     """
     rows = [_row(name, result) for name, result in results.items()]
     return pd.DataFrame([row for row in rows if row is not None], columns=list(COLUMNS))
@@ -54,7 +54,7 @@ def _row(name: str, result: Any) -> dict[str, Any] | None:
     best = _reported(result)
     if best is None:
         return None
-    outside = bool(told_from_control(best.to_frame().T.infer_objects()).iloc[0])
+    outside = bool(beyond_control(best.to_frame().T.infer_objects()).iloc[0])
     return {
         "finding": name, "strongest": label(best.to_dict()), "score": float(best["score"]),
         "low": float(best["low"]), "high": float(best["high"]), "control": float(best["control"]),

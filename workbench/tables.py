@@ -32,26 +32,23 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_control(table: pd.DataFrame) -> pd.Series:
-    """Which cells score further from 0 than their control, with q below 0.05; a control that is missing counts as 0."""
-    return (table["q"] < 0.05) & (table["score"].abs() > table["control"].abs().fillna(0))
+    """Which cells lie beyond their control as seen from 0, q below 0.05; where there is no q, the control outside the
+    interval. A control that is missing counts as 0.
 
-
-def told_from_control(table: pd.DataFrame) -> pd.Series:
-    """Which cells can be told from their control: q below 0.05, or without a q the control outside their interval.
-
-    A score that is known exactly (low = high, as of weights) has a q of another question, whether the cell stands out
-    among the others; and without a q nothing was tested. Both must then also be further from 0 than their control.
+    Every count, colour and word "beyond control" is this rule. A small q alone is none: q of a probe may ask whether
+    the cell differs from 0, or whether it stands out among the others.
 
     Example:
-        ``told_from_control(result.frame())``
+        ``beyond_control(result.frame())``
     """
-    q = table["q"] if "q" in table else pd.Series(np.nan, index=table.index)
-    exact = table["low"] == table["high"] if {"low", "high"} <= set(table) else pd.Series(False, index=table.index)
-    control = table["control"] if "control" in table else pd.Series(np.nan, index=table.index)
-    further = table["score"].abs() > control.abs().fillna(0)
-    bounded = {"low", "high"} <= set(table)
-    outside = ~control.between(table["low"], table["high"]) if bounded else pd.Series(False, index=table.index)
-    return ((q < 0.05) & (further | ~exact)) | (q.isna() & outside & further)
+
+    def column(name: str) -> pd.Series:
+        return table[name] if name in table else pd.Series(np.nan, index=table.index)
+
+    q, control = column("q"), column("control").fillna(0)
+    outside = ~control.between(table["low"], table["high"]) if {"low", "high"} <= set(table) else False
+    further = (table["score"] - control) * np.sign(table["score"]) > 0
+    return further & ((q < 0.05) | (q.isna() & outside))
 
 
 def cell_text(value: Any, digits: int = 4) -> str:

@@ -138,7 +138,8 @@ def _show_findings(selected: Selection, run: Run) -> None:
     made = {"run": run.name, "results": {result.file: result.sha256 for result in stored}}
     panels.table("findings", table, code, made, shown=with_intervals(table), experiment=experiment_of(selected, stored))
     st.caption(
-        "beyond control: q below .05; where there is no q, the control lies outside the interval and nearer to 0."
+        "beyond control: further from 0 than the control, and q below .05; where there is no q, the control outside "
+        "the interval."
     )
 
 

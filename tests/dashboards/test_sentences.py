@@ -14,7 +14,8 @@ def test_the_strongest_cell_is_named_with_its_control_and_how_many_are_beyond() 
     })  # fmt: skip
     sentence = sentence_of(table)
     assert sentence == (
-        "Strongest: L1H3, -0.5 [-0.6, -0.4] beside 0.01 of its control; "
+        "Strongest: L0H2, 0.1 [0, 0.2] beside 0.2 of its control; "
+        "furthest below 0: L1H3, -0.5 [-0.6, -0.4] beside 0.01 of its control; "
         "1 of 2 cells are beyond their control (q < .05)."
     )
     assert sentence_of(table.iloc[:0]) == "" and sentence_of(table.drop(columns="score")) == ""

@@ -15,7 +15,7 @@ from tests.dashboards.sample_runs import results, save_pair
 from workbench.errors import UserError
 from workbench.figures.cells import inside_band
 from workbench.result_glance import glance
-from workbench.tables import told_from_control
+from workbench.tables import beyond_control
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +52,27 @@ def test_a_direction_is_spoken_for_by_the_prompts_it_was_not_chosen_on(found: di
     assert line["low"] == pytest.approx(0.38)
 
 
-def test_what_can_be_told_from_its_control() -> None:
+def test_what_is_beyond_its_control() -> None:
     cells = pd.DataFrame(
         [
             ("tested, beyond", 0.5, 0.3, 0.7, 0.1, 0.01, True),
             ("tested, not beyond", 0.5, 0.3, 0.7, 0.1, 0.2, False),
-            ("a level below its reference", 0.2, 0.1, 0.3, 0.8, 0.01, True),
+            ("small q, nearer to 0 than the control", 0.2, 0.1, 0.3, 0.8, 0.01, False),
+            ("on the other side of 0", 0.2, 0.1, 0.3, -0.8, 0.01, True),
+            ("below 0, beyond", -0.5, -0.7, -0.3, -0.1, 0.01, True),
+            ("below 0, not beyond", -0.5, -0.7, -0.3, -0.6, 0.01, False),
             ("exact, stands out, and is less than an even spread", 0.053, 0.053, 0.053, 0.054, 0.001, False),
             ("exact, stands out, and is more", 0.053, 0.053, 0.053, 0.02, 0.001, True),
             ("no test, farther than random", 9.0, 5.0, 12.0, 2.0, np.nan, True),
             ("no test, moved less than at random", 9.0, 5.0, 12.0, 19.0, np.nan, False),
             ("no test, control inside", 9.0, 5.0, 12.0, 6.0, np.nan, False),
         ],
-        columns=["what", "score", "low", "high", "control", "q", "told"],
+        columns=["what", "score", "low", "high", "control", "q", "beyond"],
     )
-    assert told_from_control(cells).tolist() == cells["told"].tolist()
-    assert not told_from_control(cells[["score", "control"]]).any()
+    assert beyond_control(cells).tolist() == cells["beyond"].tolist()
+    assert not beyond_control(cells[["score", "control"]]).any()
     grey = inside_band(cells)
-    assert grey.tolist() == (~cells["told"] | cells["q"].isna()).tolist()
+    assert grey.tolist() == (~cells["beyond"] | cells["q"].isna()).tolist()
 
 
 def test_two_results_cell_by_cell(found: dict[str, object]) -> None:

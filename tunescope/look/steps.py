@@ -35,7 +35,7 @@ from workbench.finished_batches import scope
 from workbench.models.pair import ModelPair
 from workbench.progress import Progress
 from workbench.prompts import Prompts
-from workbench.tables import told_from_control
+from workbench.tables import beyond_control
 
 
 @dataclass
@@ -132,7 +132,7 @@ def where_in_weights(look: Look, progress: Progress) -> None:
     top = change.layers.sort_values("relative", ascending=False).head(3) if "relative" in change.layers else None
     places = "" if top is None else f", most in layers {', '.join(map(str, top['layer'].tolist()))}"
     table = change.frame()
-    changed, beyond = int((table["score"] > 0).sum()), int(told_from_control(table).sum())
+    changed, beyond = int((table["score"] > 0).sum()), int(beyond_control(table).sum())
     look.tell(
         WHERE, f"weights: {changed} of {len(table)} matrices changed{places}; {beyond} beyond an even spread "
         "(q < .05).", found=beyond > 0,

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.layout import laid_out
 from workbench.figures.tokens import safe, visible_line
-from workbench.tables import told_from_control
+from workbench.tables import beyond_control
 
 COLOURS = "RdBu_r"
 GREY = "rgb(160, 160, 160)"
@@ -47,13 +47,13 @@ def grid(table: pd.DataFrame, axes: Axes, value: str) -> pd.DataFrame:
 
 
 def inside_band(table: pd.DataFrame) -> pd.Series:
-    """True where the score cannot be told from the control: inside its band, or where there is none, by its q, also
-    where it has none."""
+    """True where the score is not beyond its control: inside the control's band, or where there is none, by its q
+    (:func:`workbench.tables.beyond_control`), also where it has none."""
     if {"control_low", "control_high"} <= set(table):
         return table["score"].between(table["control_low"], table["control_high"])
     if "q" not in table:
         return pd.Series(False, index=table.index)
-    return ~told_from_control(table) | table["q"].isna()
+    return ~beyond_control(table) | table["q"].isna()
 
 
 def bound_of(table: pd.DataFrame) -> float:
@@ -110,7 +110,7 @@ def bar_title(text: str) -> dict[str, Any]:
 def cell_traces(
     table: pd.DataFrame, axes: Axes, bound: float, height: int, *, colorbar: bool = True
 ) -> list[go.Heatmap | go.Scatter]:
-    """The heatmap, the grey over cells that cannot be told from the control, and the clickable markers.
+    """The heatmap, the grey over cells that are not beyond their control, and the clickable markers.
 
     ``bound`` is the limit of the colour scale, ``height`` of the figure in pixels (markers are sized by it).
     """
@@ -160,7 +160,7 @@ def _told(row: Mapping[Any, Any], axes: Axes, *, grey: bool) -> str:
     if has("n"):
         lines.append(f"n = {row['n']:.0f}")
     if grey:
-        lines.append("not told from the control")
+        lines.append("not beyond the control")
     return "<br>".join(lines)
 
 
