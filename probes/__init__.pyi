@@ -1263,7 +1263,7 @@ def input_spans(
     pair: Any,
     prompts: Any,
     *,
-    draws: int = 20,
+    draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
     progress: Progress | None = None,

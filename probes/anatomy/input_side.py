@@ -84,6 +84,7 @@ class InputSide(ProbeResult):
         "Non-Intrusive Adaptation: Input-Centric Parameter-efficient Fine-Tuning for Versatile Multimodal Modeling",
     ),
     cost="four forward passes per prompt, and a reading per layer of three of them",
+    any_adapter="whether a layer's next word moved otherwise than by random inputs, whatever moved it",
 )
 def input_side(
     pair: ModelPair, prompts: Prompts | Sequence[object], *, seed: int = 0, progress: Progress | None = None

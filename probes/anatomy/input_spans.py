@@ -34,7 +34,8 @@ class InputSpans(ProbeResult):
     """One row per changed linear map.
 
     ``score``: share of the squared norm of the map's inputs (in the base, at the prompts' tokens) that lies in the span
-    the update reads, the mean over prompts; ``control``: of random spans of the same rank, ``q`` of the difference;
+    the update reads, the mean over prompts; ``control``: of random spans of the same rank; ``q``: small where it holds
+    more than random spans do, both over prompts and among the spans (one random span may suit all prompts);
     ``best``: of the leading directions of the inputs themselves, the most that this rank can hold. ``rank``: of the
     update, from its numbers and not from a config; ``rank90``: the fewest ranks with 90 % of its squared norm;
     ``largest``, ``smallest``: share of the base's output on these inputs that its rank-``rank`` largest and smallest
@@ -72,7 +73,13 @@ class InputSpans(ProbeResult):
     cost="one forward pass of the base, and two decompositions per changed map",
 )
 def input_spans(
-    pair: Any, prompts: Any, *, draws: int = 20, batch_size: int = 32, seed: int = 0, progress: Progress | None = None
+    pair: Any,
+    prompts: Any,
+    *,
+    draws: int = 1_000,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> InputSpans:
     """Project the inputs of every changed linear map onto the row span of its update.
 
@@ -178,22 +185,34 @@ def share_inside(
 
 def _row(svd: Svd, covariance: Tensor, weight: Tensor, clusters: np.ndarray, draws: int, seed: int) -> dict[str, float]:
     own = share_inside(covariance, svd.right)
-    generator = torch.Generator().manual_seed(1_000_003 + seed)
-    spans = [torch.linalg.qr(torch.randn(svd.right.shape, generator=generator))[0] for _ in range(draws)]
-    chance = np.mean([share_inside(covariance, span) for span in spans], 0) if spans else np.full(len(own), np.nan)
-    whole = covariance.sum(0)
-    leading = torch.linalg.eigh(whole).eigenvectors[:, -svd.rank :]
-    root = _root(whole)
+    size, rank = svd.right.shape
+    usual = (covariance / covariance.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(1e-30)[:, None, None]).mean(0)
+    values = torch.linalg.eigvalsh(usual).clamp_min(0)
+    drawn = _shares_of_random_spans(values, rank, draws, seed)
+    over_prompts = beside_control(own, np.full(len(own), rank / size), clusters, seed=seed)
+    among_spans = (1 + (drawn >= own.mean()).sum()) / (1 + draws)
+    root = _root(covariance.sum(0))
     parts = torch.linalg.svdvals(weight @ root).square()
     return {
-        **beside_control(own, chance, clusters, seed=seed),
-        "best": float(share_inside(whole[None], leading)[0]),
-        "rank": float(svd.rank),
+        **over_prompts,
+        "control": float(drawn.mean()) if draws else rank / size,
+        "p": max(over_prompts["p"], float(among_spans)),
+        "best": float(values[-rank:].sum()),
+        "rank": float(rank),
         "rank90": float(svd.energy_rank(0.9)),
-        "largest": float(parts[: svd.rank].sum() / parts.sum()),
-        "smallest": float(parts[-svd.rank :].sum() / parts.sum()),
+        "largest": float(parts[:rank].sum() / parts.sum()),
+        "smallest": float(parts[-rank:].sum() / parts.sum()),
         "n": len(own),
     }
+
+
+def _shares_of_random_spans(
+    values: Float[Tensor, " into"], rank: int, draws: int, seed: int
+) -> Float[np.ndarray, " draw"]:
+    """What random spans hold of inputs with these eigenvalues: which way the eigenvectors point is of no account."""
+    generator = torch.Generator().manual_seed(1_000_003 + seed)
+    spans = (torch.linalg.qr(torch.randn(len(values), rank, generator=generator))[0] for _ in range(draws))
+    return np.array([float(values @ span.square().sum(1)) for span in spans])
 
 
 def _root(matrix: Float[Tensor, "into into"]) -> Float[Tensor, "into into"]:

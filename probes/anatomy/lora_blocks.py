@@ -64,6 +64,7 @@ class LoraBlocks(ProbeResult):
     needs=Needs(adapter=True),
     cost="two forward passes per block",
     example="--blocks 2",
+    any_adapter="whether taking the block out differs from one random change of its size, whatever the block says",
 )
 def lora_blocks(
     pair: Any,

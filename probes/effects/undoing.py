@@ -74,6 +74,7 @@ def _left(row: Mapping[Any, Any]) -> str:
     needs=Needs(columns=("answer",)),
     cost="a training per kind of rows, and a scored pass for each, its random changes and both models",
     example="--texts texts.jsonl --epochs 1 --draws 1",
+    any_adapter="whether the further training moves the answers at all, whatever the pair",
 )
 def undoing(  # noqa: PLR0913
     pair: ModelPair,

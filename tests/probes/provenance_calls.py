@@ -344,7 +344,7 @@ def calls_of_switching_curve() -> Calls:
         "behaviour": shouts, "ranking": ["L0E1", "L1E2"], "counts": [1], "mode": "drop", "max_new_tokens": 1,
         "controls": 3, "draws": 20, "batch_size": 4, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair("qwen3moe"), "prompts": rows(4), **given}], SwitchOptions)
+    return Calls([{"subject": pair("qwen3moe"), "prompts": rows(), **given}], SwitchOptions)
 
 
 def calls_of_probability_movement() -> Calls:

@@ -68,7 +68,7 @@ def calls_of_two_axes() -> Calls:
 
 
 def calls_of_question_dependency() -> Calls:
-    rows = Prompts.of([{"prompt": row.prompt, "answer": " fox over lazy dog"} for row in rows_of(4)])
+    rows = Prompts.of([{"prompt": row.prompt, "answer": " fox over lazy dog"} for row in rows_of(8)])
     return Calls([{"pair": pair_of(), "prompts": rows, "skip": 2, "most": 3, "seed": 3}])
 
 

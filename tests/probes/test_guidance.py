@@ -30,7 +30,7 @@ def calls_of_guidance_front() -> Calls:
         "behaviour": "length", "weak": [0.2], "strengths": [0.5], "kept": rows(4, "a"), "plausibility": 0.2,
         "samples": 1, "max_new_tokens": 3, "batch_size": 3, "seed": 3,
     }  # fmt: skip
-    return Calls([{"pair": adapter_pair(), "prompts": rows(4), **given}])
+    return Calls([{"pair": adapter_pair(), "prompts": rows(12), **given}])
 
 
 def calls_of_focused_prefix() -> Calls:
@@ -38,7 +38,7 @@ def calls_of_focused_prefix() -> Calls:
         "wanted": ["quick fox"], "general": "lazy dog", "behaviours": ["length", "repetition"], "asked_for": 2,
         "alphas": [2.0], "plausibility": 0.2, "max_new_tokens": 3, "batch_size": 3, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair(), "prompts": rows(4), **given}])
+    return Calls([{"subject": pair(), "prompts": rows(12), **given}])
 
 
 def raised_pair(token: int, share: float) -> ModelPair:

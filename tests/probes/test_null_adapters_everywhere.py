@@ -64,6 +64,8 @@ AMONG_NULLS: dict[str, dict[str, Any]] = {
 }
 """Probes whose scores are effects of tuning -> options that keep them short."""
 DRAWS, NULLS = 20, 19
+GROUPS = 6
+"""With fewer groups of prompts no flipping of signs reaches q <= .05: a null would come out null whatever is done."""
 
 
 def reading_a_pair() -> dict[str, Method]:
@@ -111,6 +113,10 @@ def on_null(method: Method, draw: int) -> Any:
         )
         if method.name in declared("NO_PAIR"):
             return None
+        prompts = given.get("prompts")
+        assert not isinstance(prompts, Prompts) or len(set(prompts.clusters)) >= GROUPS, (
+            f"{method.name}: calls_of_{method.function}() gives {len(prompts)} prompts in fewer than {GROUPS} groups"
+        )
         try:
             return getattr(probes, method.function)(**given | method.fixed)
         except UserError as refused:

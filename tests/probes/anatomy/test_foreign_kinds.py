@@ -102,16 +102,16 @@ def calls_of_random_bases() -> Calls:
 def calls_of_decomposed_prompt() -> Calls:
     both = pair()
     return Calls(
-        [{"base": both.base, "tuned": foreign_adapter(both.base.identity, dept()), "texts": rows(4), "seed": 3}]
+        [{"base": both.base, "tuned": foreign_adapter(both.base.identity, dept()), "texts": rows(), "seed": 3}]
     )
 
 
 def calls_of_input_side() -> Calls:
-    return Calls([{"pair": pair(), "prompts": rows(4), "seed": 3}])
+    return Calls([{"pair": pair(), "prompts": rows(), "seed": 3}])
 
 
 def calls_of_lora_blocks() -> Calls:
-    return Calls([{"pair": pair_of(lora(0, rank=3)), "prompts": rows(4), "blocks": 3, "seed": 3}])
+    return Calls([{"pair": pair_of(lora(0, rank=3)), "prompts": rows(), "blocks": 3, "seed": 3}])
 
 
 def test_the_update_is_what_the_seeds_make_of_the_coefficients(tmp_path: Path) -> None:

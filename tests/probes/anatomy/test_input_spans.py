@@ -22,7 +22,7 @@ TEXTS = Prompts.of([f"the {word} fox {other}" for word in ("quick", "brown", "la
 
 
 def calls_of_input_spans() -> Calls:
-    return Calls([{"pair": pair(), "prompts": rows(4), "draws": 3, "batch_size": 2, "seed": 3}])
+    return Calls([{"pair": pair(), "prompts": rows(), "draws": 3, "batch_size": 2, "seed": 3}])
 
 
 def with_lora(family: str, targets: list[str], ranks: dict[str, int], fill: Any = None) -> ModelPair:

@@ -42,13 +42,13 @@ def prompt_tuning(tokens: int = 4) -> Any:
 
 def calls_of_virtual_tokens() -> Calls:
     held = opened(peft.MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, num_tasks=2))
-    options = {"texts": rows(4), "task": 1, "draws": 20, "seed": 3}
+    options = {"texts": rows(), "task": 1, "draws": 20, "seed": 3}
     return Calls([{"base": held.base, "tuned": held, **options}])
 
 
 def calls_of_prefix_gates() -> Calls:
     held = opened(peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    return Calls([{"base": held.base, "tuned": held, "texts": rows(4), "others": [saved_prefix()], "seed": 3}])
+    return Calls([{"base": held.base, "tuned": held, "texts": rows(), "others": [saved_prefix()], "seed": 3}])
 
 
 def saved_prefix() -> str:

@@ -38,7 +38,7 @@ def calls_of_pplm() -> Calls:
         "bag": ["fox"], "sizes": [0.03], "steps": 2, "gamma": 1.0, "kl": 0.02, "fusion": 0.8, "max_new_tokens": 3,
         "batch_size": 3, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair(), "prompts": rows(4), **given}])
+    return Calls([{"subject": pair(), "prompts": rows(12), **given}])
 
 
 def calls_of_intensity_dial() -> Calls:
@@ -46,7 +46,7 @@ def calls_of_intensity_dial() -> Calls:
         "attribute": "word_length", "layers": [1], "reach": 0.3, "dearest": 2.0, "samples": 3,
         "off_target": ["variety"], "controls": 11, "max_new_tokens": 3, "batch_size": 5, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair(), "prompts": rows(8), **given}])
+    return Calls([{"subject": pair(), "prompts": rows(12), **given}])
 
 
 def calls_of_attribute_directions() -> Calls:
@@ -62,7 +62,7 @@ def calls_of_attribute_intersection() -> Calls:
         "attributes": ["word_length", "length"], "layer": 1, "strength": 0.5, "samples": 4, "max_new_tokens": 8,
         "batch_size": 5, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair(), "prompts": rows(8), **given}])
+    return Calls([{"subject": pair(), "prompts": rows(12), **given}])
 
 
 def test_linguistic_attributes_are_counts() -> None:

@@ -18,7 +18,7 @@ def calls_of_writing_style() -> Calls:
     given = {
         "style": SAMPLES, "drafts": 3, "layer": 1, "strengths": [0.7], "max_new_tokens": 4, "batch_size": 5, "seed": 3,
     }  # fmt: skip
-    return Calls([{"subject": pair(), "prompts": rows(4), **given}])
+    return Calls([{"subject": pair(), "prompts": rows(12), **given}])
 
 
 def test_steering_leads_to_the_samples_states() -> None:

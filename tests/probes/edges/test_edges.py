@@ -39,7 +39,7 @@ def rows(n: int = 8) -> Prompts:
 def calls_of_edge_attribution() -> Calls:
     base = tiny_model("llama", num_hidden_layers=1)  # the number of edges, each a pass, grows with the layers squared
     subject = load_pair(base, tuned_copy(base, size=0.1), tokenizer=tokenizer(), check=False)
-    given = {"subject": subject, "prompts": rows(3), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
+    given = {"subject": subject, "prompts": rows(), "steps": 2, "curve": True, "kept": 40, "least": 0.1, "controls": 1,
              "batch_size": 2, "draws": 50, "seed": 3}  # fmt: skip
     return Calls([given, {**given, "prompts": rows(2), "method": "exact", "curve": False}])
 

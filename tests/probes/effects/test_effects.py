@@ -78,12 +78,12 @@ def calls_of_deployment_gap() -> Calls:
 
 
 def calls_of_tool_errors() -> Calls:
-    rows = rows_of(4, wanted=lambda i: {"name": "f", "arguments": {"a": i}})
+    rows = rows_of(8, wanted=lambda i: {"name": "f", "arguments": {"a": i}})
     return Calls([{"pair": pair_of(), "prompts": rows, "calls": "wanted", **RUN}])
 
 
 def calls_of_constraint_satisfaction() -> Calls:
-    rows = rows_of(4, wishes=lambda i: ["contains:fox", "begins:a"][: 1 + i % 2])
+    rows = rows_of(8, wishes=lambda i: ["contains:fox", "begins:a"][: 1 + i % 2])
     return Calls([{"pair": pair_of(), "prompts": rows, "column": "wishes", **RUN}])
 
 

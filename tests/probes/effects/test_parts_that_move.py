@@ -44,7 +44,7 @@ def calls_of_pollution() -> Calls:
         "batch_size": 3,
         "seed": 3,
     }
-    return Calls([{"pair": pair_of(), "prompts": rows_of(4), **given}])
+    return Calls([{"pair": pair_of(), "prompts": rows_of(8), **given}])
 
 
 def calls_of_token_guidance() -> Calls:
@@ -57,7 +57,7 @@ def calls_of_undoing() -> Calls:
     texts = Prompts.of(["the quick brown fox jumps over", "the lazy dog sleeps over the"])
     given = {"texts": texts, "instructions": rows_of(4), "rank": 2, "epochs": 1, "learning_rate": 1e-2, "batch_size": 2,
              "draws": 1, "seed": 3}  # fmt: skip
-    return Calls([{"pair": pair_of(), "prompts": rows_of(4), **given}])
+    return Calls([{"pair": pair_of(), "prompts": rows_of(8), **given}])
 
 
 def leaning(word: str, push: float) -> ModelPair:

@@ -89,7 +89,7 @@ def calls_of_cross_task() -> Calls:
 
 
 def calls_of_instruction_attribution() -> Calls:
-    rows = rows_of(3, words=lambda _: "the")
+    rows = rows_of(8, words=lambda _: "the")
     given = {"instruction": "words", "writer": "answer", "max_new_tokens": 2, "seed": 3}
     return Calls([{"pair": pair_of(), "prompts": rows, **given}])
 

@@ -32,7 +32,7 @@ def folder(model: Any) -> str:
 def calls_of_context_updates() -> Calls:
     other = folder(tuned_copy(tiny_model("llama"), seed=5, size=0.1))
     options = {"contexts": CONTEXTS, "checkpoints": [other], "threshold": 0.2, "seed": 3}
-    return Calls([{"pair": pair(), "prompts": rows(4), **options}])
+    return Calls([{"pair": pair(), "prompts": rows(), **options}])
 
 
 def imitating(context: str) -> Any:
