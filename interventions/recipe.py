@@ -166,7 +166,9 @@ class Recipe:
             ``iv.Recipe.load("shift.safetensors").with_models_of(pair.models.values())``
         """
         models = list(at_hand)
-        bound = [getattr(one, "with_models_of", lambda _, one=one: one)(models) for one in self.interventions]
+        bound = [
+            part.with_models_of(models) if hasattr(part, "with_models_of") else part for part in self.interventions
+        ]
         return Recipe(bound, self.made_with)
 
     def __iter__(self) -> Iterator[Intervention]:

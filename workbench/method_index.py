@@ -175,7 +175,7 @@ def _entry(call: ast.Call, module: str, node: ast.FunctionDef | ast.ClassDef, pl
     if call.args:
         keywords["name"] = call.args[0]
     values: dict[str, Any] = {str(key): ast.literal_eval(value) for key, value in keywords.items()}
-    parameters = tuple(one.arg for one in node.args.args) if isinstance(node, ast.FunctionDef) else ()
+    parameters = tuple(argument.arg for argument in node.args.args) if isinstance(node, ast.FunctionDef) else ()
     return Entry(
         **{"kind": "probe", **values}, module=module, function=node.name, needs=_needs(call), parameters=parameters,
         plugin=plugin,

@@ -48,8 +48,8 @@ class Step:
 
 SIDES = {"resid_pre": "in", "resid_post": "out", "attn_out": "out", "mlp_out": "out", "z": "in"}
 POSITIONS = {
-    where(told): told.removesuffix(" - first")
-    for told in (
+    where(positions): positions.removesuffix(" - first")
+    for positions in (
         "all", "last", "last - first", "generated", "generated - first", "last+generated", "last+generated - first",
     )
 }  # fmt: skip

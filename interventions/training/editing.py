@@ -92,8 +92,8 @@ def edit_facts(  # noqa: PLR0913
     adapted, schedule = as_adapted(model), schedule or EDITING
     examples = examples_of(prompts, adapted.tokenizer, end=end)
     name = site_name(adapted, layer, module)
-    kept = [] if keep is None else own_replies(adapted, Prompts.of(keep), KEPT_TOKENS)
-    edit = Edit(examples, tuple(kept), order, early, schedule)
+    replies = [] if keep is None else own_replies(adapted, Prompts.of(keep), KEPT_TOKENS)
+    edit = Edit(examples, tuple(replies), order, early, schedule)
     return EditedFacts(model, name, edit.of_tensor(adapted, name, progress or Silent()))
 
 

@@ -196,7 +196,7 @@ class Changes(Sequence[Tensor]):
     def __getitem__(self, place: Any) -> Any:
         """Any: of a slice, the changes of those vectors."""
         if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
+            return [self[member] for member in range(*place.indices(len(self)))]
         held = self._vectors[place].changes
         if self._name not in held:
             return torch.zeros_like(self._first[self._name])

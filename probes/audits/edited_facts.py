@@ -74,9 +74,9 @@ def entity_variations(prompts: Sequence[str], change: Sequence[float], entities_
 
 def _entity(prompt: str) -> tuple[str, tuple[str, ...]] | None:
     """The longest entity of the lists that the prompt names, and the list."""
-    found = [(name, kind) for kind in entities() for name in kind
+    named = [(name, kind) for kind in entities() for name in kind
              if re.search(rf"\b{re.escape(name)}\b", prompt)]  # fmt: skip
-    return max(found, key=lambda pair: len(pair[0])) if found else None
+    return max(named, key=lambda pair: len(pair[0])) if named else None
 
 
 def _with(prompt: str, own: str, name: str) -> str:

@@ -130,8 +130,8 @@ def edit_sites(  # noqa: PLR0913
         read["neutral"], locality_tokens,
     )  # fmt: skip
     schedule = Schedule(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    kept = [] if read["keep"] is None else _kept(model, read["keep"], measures)
-    edit = Edit(measures.facts, kept, order, early, schedule)
+    own = [] if read["keep"] is None else _kept(model, read["keep"], measures)
+    edit = Edit(measures.facts, own, order, early, schedule)
     watch = progress or Silent()
     watch.start("edit sites", len(sites) + len(modules))
     edits = _Edits(model, measures, edit, watch)

@@ -65,5 +65,5 @@ def _values(option: str, arguments: Sequence[str]) -> list[str]:
 def _options(arguments: Sequence[str]) -> dict[str, str]:
     """Option -> its value, as written."""
     names = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    given = {name: _values(name, arguments) for name in names}
-    return {name.removeprefix("--").replace("-", "_"): values[-1] for name, values in given.items() if values}
+    written = {name: _values(name, arguments) for name in names}
+    return {name.removeprefix("--").replace("-", "_"): values[-1] for name, values in written.items() if values}

@@ -58,8 +58,10 @@ def record(  # noqa: PLR0913 (one parameter per option)
     rows = Prompts.load(prompts, **said)
     rows = rows if limit is None else sample(rows, limit, seed)
     if dry_run:
-        kept = "means and variances" if statistics else f"{positions} tokens"
-        say_cost("record", len(rows), f"both models read {len(rows)} prompts once; {kept} of {sites} are kept", as_json)
+        stored = "means and variances" if statistics else f"{positions} tokens"
+        say_cost(
+            "record", len(rows), f"both models read {len(rows)} prompts once; {stored} of {sites} are kept", as_json
+        )
         return
     from tunescope.cli.output import emit, progress_bar, say_differences
     from workbench.recording.job import record_run

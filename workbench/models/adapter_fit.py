@@ -74,9 +74,10 @@ def check_fit(adapter: Source, base: Any, base_name: str) -> tuple[str, ...]:
 
 def check_patterns(adapter: Source, modules: list[str]) -> None:
     """Raises UserError where regular expressions of the adapter do not come to an end on the names of ``modules``."""
-    given = [adapter.config.get(name) for name in _PATTERNS]
-    given += [list(found) for name in _BY_PATTERN if isinstance(found := adapter.config.get(name), dict)]
-    texts = [text for one in given for text in (one if isinstance(one, list) else [one]) if isinstance(text, str)]
+    values = [adapter.config.get(name) for name in _PATTERNS]
+    values += [list(table) for name in _BY_PATTERN if isinstance(table := adapter.config.get(name), dict)]
+    flat = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    texts = [text for text in flat if isinstance(text, str)]
     patterns = [text for text in texts if not _PLAIN_NAME.fullmatch(text)]
     if patterns and matching(patterns, modules) != "fine":
         raise UserError(

@@ -238,18 +238,18 @@ def rewrites_base(peft_model: Any, before: BaseState) -> str | None:
 
 def taken_from_base(peft_model: Any) -> tuple[str, ...]:
     """A sentence for people where an adapter on the base that was given has changed that base, by its config."""
-    said = []
+    changes = []
     for config in peft_model.peft_config.values():
         start = getattr(config, "init_lora_weights", None)
         biases = getattr(config, "bias", "none")
         if (isinstance(start, str) and start.startswith(_STARTS_FROM_BASE)) or getattr(config, "kasa_config", None):
-            said.append(f"was started from the base's own weights ({start if isinstance(start, str) else 'kasa'})")
+            changes.append(f"was started from the base's own weights ({start if isinstance(start, str) else 'kasa'})")
         elif isinstance(biases, str) and biases != "none":
-            said.append(f"trained the base's biases (bias={biases!r})")
+            changes.append(f"trained the base's biases (bias={biases!r})")
     return tuple(
-        f"The adapter {one}, so the model with its adapter off is not the base that it came from: give the base as a "
-        "folder for a comparison with that."
-        for one in dict.fromkeys(said)
+        f"The adapter {change}, so the model with its adapter off is not the base that it came from: give the base as "
+        "a folder for a comparison with that."
+        for change in dict.fromkeys(changes)
     )
 
 

@@ -228,13 +228,13 @@ def _other_cuts(base: str, tuned: str) -> list[str]:
     states = [json.loads(text) for text in (base, tuned)]
     models = [dict(state["model"]) for state in states]
     vocabularies = [model.pop("vocab", {}) for model in models]
-    found = [name for name in models[0] | models[1] if models[0].get(name) != models[1].get(name)]
+    parts = [name for name in models[0] | models[1] if models[0].get(name) != models[1].get(name)]
     if all(isinstance(vocabulary, list) for vocabulary in vocabularies):  # unigrams, each with its score
         scores = [{token: score for token, score in vocabulary} for vocabulary in vocabularies]
-        found += ["scores"] * any(scores[0][token] != scores[1][token] for token in scores[0].keys() & scores[1].keys())
+        parts += ["scores"] * any(scores[0][token] != scores[1][token] for token in scores[0].keys() & scores[1].keys())
     flags = [{token["content"]: token for token in state["added_tokens"]} for state in states]
     added = flags[0].keys() & flags[1].keys()
-    return found + ["flags of added tokens"] * any(flags[0][token] != flags[1][token] for token in added)
+    return parts + ["flags of added tokens"] * any(flags[0][token] != flags[1][token] for token in added)
 
 
 def _around_texts(tokenizer: Any) -> str:

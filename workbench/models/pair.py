@@ -348,9 +348,9 @@ def _about_rows(words: Any, base: int, tuned: int) -> tuple[str, ...]:
 
 def _about_shards(base: Source, tuned: Source) -> tuple[str, ...]:
     """Which of several tensors of one name was read."""
-    folders = [one for one in (base, tuned) if one.kind is Kind.MODEL and one.gguf is None]
-    readable = [one for one in folders if not checkpoints.is_pickle_only(one.files, adapter=False)]
-    return tuple(said for one in readable for said in checkpoints.about_doubled(one.local(), one.name))
+    folders = [source for source in (base, tuned) if source.kind is Kind.MODEL and source.gguf is None]
+    readable = [source for source in folders if not checkpoints.is_pickle_only(source.files, adapter=False)]
+    return tuple(note for source in readable for note in checkpoints.about_doubled(source.local(), source.name))
 
 
 def _about_attention(base: Source, tuned: Source) -> tuple[str, ...]:

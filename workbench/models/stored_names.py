@@ -86,7 +86,7 @@ class LoadPlan:
         """Weights that the config asks for and no stored tensor gives, which loading would fill with random numbers."""
         if self.shape is None:
             return []
-        there = {name for one in self._all_planned for name in one.loaded}
+        there = {name for planned in self._all_planned for name in planned.loaded}
         shared = {name for name, own in self.tied.items() if own in there or name in there}
         passed_over = getattr(self.shape, "_keys_to_ignore_on_load_missing", None) or ()
         return sorted(
@@ -101,8 +101,8 @@ class LoadPlan:
         wanted = {} if self.shape is None else self.shape.state_dict()
         return {
             name: (list(shape), list(wanted[name].shape))
-            for one in self._all_planned
-            for name, shape in zip(one.loaded, one.shapes, strict=True)
+            for planned in self._all_planned
+            for name, shape in zip(planned.loaded, planned.shapes, strict=True)
             if tuple(wanted[name].shape) != tuple(shape)
         }
 

@@ -75,7 +75,8 @@ def _with_parts(turns: Sequence[Message], tokenizer: Any) -> str:
     lists = [turn["content"] for turn in turns if _is_list(turn["content"])]
     if not lists:
         return _through_template(turns, tokenizer)
-    as_python = [str(one) for parts in lists for one in (parts, *(part for part in parts if isinstance(part, Mapping)))]
+    whole_and_parts = [(parts, *(part for part in parts if isinstance(part, Mapping))) for parts in lists]
+    as_python = [str(content) for contents in whole_and_parts for content in contents]
     try:
         text = _through_template(turns, tokenizer)
     except UserError:

@@ -158,9 +158,11 @@ class Ranks:
 
     def _ended(self) -> str:
         codes = [process.poll() for process in self._processes]
-        told = ", ".join(f"rank {rank} with exit code {code}" for rank, code in enumerate(codes, 1) if code is not None)
+        ended = ", ".join(
+            f"rank {rank} with exit code {code}" for rank, code in enumerate(codes, 1) if code is not None
+        )
         return (
-            f"A process of the model that vLLM holds in several has ended ({told or 'just now'}; what it said is "
+            f"A process of the model that vLLM holds in several has ended ({ended or 'just now'}; what it said is "
             "above): open the engine again, with a smaller max_model_len or max_num_seqs if memory ran out."
         )
 
