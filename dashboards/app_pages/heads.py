@@ -105,7 +105,7 @@ def _show_map(selection: Selection, results: list[StoredResult], maps: dict[str,
     mark_cell(figure, selection.layer, selection.head)
     st.markdown(f"**{panels.words(sentence_of(heads.table))}**")
     _show_way_to_strongest(selection, heads.table)
-    st.caption(panels.words(f"{source.result.summary()}. Greyed cells: q of .05 or more, or no test."))
+    st.caption(panels.words(f"{source.result.summary()}. Greyed cells are not beyond their control, or have no test."))
     code = f"{source.python}{heads.call}.show()\n"
     panels.figure(
         "heads", figure, code, source.provenance, frame=heads.table, on_pick=picks("layer", "head"),
