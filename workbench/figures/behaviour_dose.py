@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -33,7 +35,7 @@ def dose_figure(
             _band(figure, table, "side_control", GREY, "random recipes, side effect", 2)
         _band(figure, table, "side", SIDE, side, 2)
         figure.update_yaxes(title={"text": _broken(side)}, row=2, col=1)
-    figure.update_yaxes(title={"text": metric}, row=1, col=1)
+    figure.update_yaxes(title={"text": _broken(metric, 34)}, row=1, col=1)
     figure.update_xaxes(title={"text": "strength (times the recipe's own)"}, row=2 if has_side else 1, col=1)
     heading = title or f"Dose and response, n = {int(table['n'].max())} prompts; dotted: the model as it is"
     figure.update_layout(
@@ -57,8 +59,6 @@ def _band(figure: go.Figure, table: pd.DataFrame, column: str, colour: str, name
     )  # fmt: skip
 
 
-def _broken(text: str) -> str:
-    """On two lines where it is long."""
-    words = text.split()
-    half = (len(words) + 1) // 2
-    return text if len(text) <= 24 else " ".join(words[:half]) + "<br>" + " ".join(words[half:])
+def _broken(text: str, width: int = 24) -> str:
+    """In lines of about ``width`` letters, so that titles of two axes do not run into each other."""
+    return "<br>".join(textwrap.wrap(text, width, break_long_words=False)) or text
