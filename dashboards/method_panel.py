@@ -20,11 +20,13 @@ def show_result(stored: StoredResult, folder: Path, place: str) -> None:
     Raises:
         UserError: The result cannot be read.
     """
+    from tunescope.experiments.call_forms import caution_of
+
     result = stored.load()
     st.markdown(f"**{panels.words(result.title)}**: {panels.words(result.summary())}")
     control = getattr(result, "control", "")
     if control:
-        st.caption(panels.words(f"Control: {control}."))
+        st.caption(panels.words(f"Control: {control}. {caution_of(result.provenance)}"))
     made, name = stored.provenance(), f"{place}-{stored.sha256[:8]}"
     frame = result.frame()
     if hasattr(result, "figure"):

@@ -204,8 +204,11 @@ def _print(call: Checked, as_json: bool) -> None:
 
     with progress_bar() as bar:
         run, result = call.computed(bar, lambda notice: typer.echo(notice, err=True))
-    payload = {"run": str(run.path), **json.loads(result.to_json())}
+    caution = call.call.method.caution
+    payload = {"run": str(run.path), **json.loads(result.to_json()), **({"caution": caution} if caution else {})}
     emit(payload, as_json, result.frame().head(20), title=f"{run.path}: {result.summary()}")
+    if caution and not as_json:
+        typer.echo(caution, err=True)
 
 
 def _say_cost(call: Checked, as_json: bool, *, timed: bool) -> None:
@@ -218,11 +221,11 @@ def _say_cost(call: Checked, as_json: bool, *, timed: bool) -> None:
     if timed:
         phases, whole = call.timed()
         payload |= {"phases": [phase.to_dict() for phase in phases], "ran_to_the_end": whole}
-        title = f"{method.command}: {_told(phases, whole=whole)}; nothing was kept"
+        title = f"{method.command}: {_time_needed(phases, whole=whole)}; nothing was kept"
     emit(payload, as_json, title=title)
 
 
-def _told(phases: Sequence[Phase], *, whole: bool) -> str:
+def _time_needed(phases: Sequence[Phase], *, whole: bool) -> str:
     """The seconds of each phase, for people."""
     lines = [
         f"{phase.what} about {phase.expected:.0f} s ({phase.done} of {phase.units} measured)"

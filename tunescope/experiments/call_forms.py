@@ -47,6 +47,15 @@ def method_of(provenance: Provenance) -> Method:
     return (fitting or methods)[0]
 
 
+def caution_of(provenance: Provenance) -> str:
+    """What the q of a result may not be read as (:attr:`workbench.methods.Method.caution`); empty where null adapters
+    come out null, or the method is gone."""
+    try:
+        return method_of(provenance).caution
+    except NotSupported:
+        return ""
+
+
 def options_of_result(provenance: Provenance) -> dict[str, Any]:
     """Option -> value, of those that are not at their default, in plain values."""
     method = method_of(provenance)

@@ -11,6 +11,7 @@ import pandas as pd
 from probes.cells import label
 from probes.results import ProbeResult
 from tunescope.experiments import steps
+from tunescope.experiments.call_forms import caution_of
 from tunescope.experiments.materials import Materials
 from tunescope.experiments.method_call import call_method
 from tunescope.experiments.recipes import RecipeBuilder, Results
@@ -81,7 +82,9 @@ def execute(step: Any, bench: Bench) -> Outcome:
         case steps.Compare():
             return comparing.compare(step, bench)
     result = call_method(step, bench)
-    return Outcome(result.summary(), result.frame(), _best(result), result)
+    caution = caution_of(result.provenance)
+    summary = f"{result.summary()}. {caution}" if caution else result.summary()
+    return Outcome(summary, result.frame(), _best(result), result)
 
 
 def _record(step: steps.Record, bench: Bench) -> Outcome:

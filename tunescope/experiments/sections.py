@@ -39,7 +39,7 @@ def write_sections(run: Run, experiment: Experiment, grid: Sequence[Cell], folde
         for title, figure in drawn.items():
             run.write_text(f"figures/{title}.json", figure.to_json())
         sections.append({
-            "title": f"{name}: {step.do}", "text": _told(grid, own), "tables": [*tables], "figures": list(drawn),
+            "title": f"{name}: {step.do}", "text": _summaries(grid, own), "tables": [*tables], "figures": list(drawn),
         })  # fmt: skip
     run.write_json("sections", sections)
 
@@ -88,7 +88,7 @@ def _step_tables(name: str, grid: Sequence[Cell], own: Sequence[Kept]) -> dict[s
     return {title: table[["cell", *(column for column in table if column != "cell")]] for title, table in whole.items()}
 
 
-def _told(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
+def _summaries(grid: Sequence[Cell], own: Sequence[Kept]) -> str:
     first = _distinct(grid, own)
     shared = len(grid) - len(first)
     alike = len({folder.summary for _, folder in first}) == 1

@@ -14,8 +14,10 @@ import probes
 from probes.results import ProbeResult
 from tests.tiny import tiny_model
 from tunescope.cli.localize import app
+from tunescope.experiments.call_forms import caution_of
 from workbench import runs
 from workbench.errors import UserError
+from workbench.method_index import load_method
 from workbench.models.pair import load_pair
 
 CLI = CliRunner()
@@ -49,6 +51,22 @@ def test_each_verb_writes_a_run_that_says_the_same(
     assert said["rows"][0]["score"] == pytest.approx(table["score"][0], nan_ok=True)
     assert {"layer", "score", "low", "high", "control", "q"} <= set(table)
     assert json.loads((tmp_path / "run" / "figures" / "figure.json").read_text())["data"]
+
+
+def test_what_q_is_no_evidence_of_is_said_beside_the_result(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    caution = load_method("lens").caution
+    call = ["lens", *pair(home, "llama"), "--prompts", "p.jsonl"]
+    done = CLI.invoke(app, [*call, "--out", str(tmp_path / "text")])
+    assert done.exit_code == 0 and done.stderr.strip().endswith(caution) and caution not in done.stdout
+    parsed = json.loads(CLI.invoke(app, [*call, "--out", str(tmp_path / "parsed"), "--json"]).stdout)
+    assert parsed["caution"] == caution
+    weights = CLI.invoke(app, ["weights", *pair(home, "llama"), "--out", str(tmp_path / "w"), "--json"])
+    assert "caution" not in json.loads(weights.stdout)
+    stored = ProbeResult.load(tmp_path / "text" / "result.safetensors")
+    assert caution_of(stored.provenance) == caution
 
 
 def test_weights_from_the_command_line_are_those_from_python(home: Path, tmp_path: Path) -> None:
