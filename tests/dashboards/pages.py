@@ -120,7 +120,7 @@ def opened(page: str, **query: str) -> AppTest:
 
 def figures(app: AppTest) -> list[dict[str, Any]]:
     """Every figure on the page, as plotly's JSON."""
-    return [json.loads(one.proto.spec) for one in app.get("plotly_chart")]
+    return [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
 
 
 def titles(app: AppTest) -> str:
@@ -128,7 +128,7 @@ def titles(app: AppTest) -> str:
 
 
 def errors(app: AppTest) -> str:
-    return " ".join(one.value for one in app.error)
+    return " ".join(element.value for element in app.error)
 
 
 _DRAWN = {"text", "hovertemplate", "hovertext", "name", "ticktext", "label"}
@@ -149,8 +149,8 @@ def obeyed(app: AppTest) -> list[str]:
         "html": [one.proto.body for one in app.get("html")],
         "figure": [text for figure in figures(app) for text in drawn_texts(figure)],
         "markdown": [one.value for one in (*app.markdown, *app.caption, *app.info, *app.warning)],
-        "code": [one.value for one in app.code],
-        "table": [one.value.to_csv() for one in app.dataframe],
+        "code": [element.value for element in app.code],
+        "table": [element.value.to_csv() for element in app.dataframe],
     }
     found = [f"{where}: <script>" for where in ("html", "figure") for text in pieces[where] if "<script>" in text]
     found += [f"{where}: escape code" for where, texts in pieces.items() for text in texts if "\x1b" in text]

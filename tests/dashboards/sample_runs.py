@@ -99,9 +99,9 @@ def opened(page: str = "overview", **query: str) -> AppTest:
 
 def shown(app: AppTest) -> str:
     """The errors on the page."""
-    return " ".join(one.value for one in app.error)
+    return " ".join(element.value for element in app.error)
 
 
 def warned(app: AppTest) -> str:
     """The warnings on the page."""
-    return " ".join(one.value for one in app.warning)
+    return " ".join(element.value for element in app.warning)

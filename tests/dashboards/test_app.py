@@ -53,7 +53,7 @@ def test_a_link_sets_the_selection_on_every_page(home: Path, pair_folders: tuple
         assert not app.exception
         values = [app.number_input(key=name).value for name in ("layer", "head", "expert", "prompt")]
         assert values == [2, 3, 5, 4]
-    assert "3 layers · 4 heads · 8 experts · 7 prompts" in " ".join(one.value for one in app.sidebar.caption)
+    assert "3 layers · 4 heads · 8 experts · 7 prompts" in " ".join(element.value for element in app.sidebar.caption)
 
 
 def test_a_link_beyond_the_model_is_told_and_the_last_cell_shown(home: Path, pair_folders: tuple[str, str]) -> None:
@@ -123,7 +123,7 @@ def test_overview_shows_sections_tables_and_figures_as_text(home: Path) -> None:
     told_run(home, "shown")
     app = opened()
     assert not app.error, shown(app)
-    label = next(one.label for one in app.expander if "alert" in one.label)
+    label = next(element.label for element in app.expander if "alert" in element.label)
     assert "\\<script\\>" in label and "\\!\\[p\\]\\(" in label and "<script>" not in label
     assert "<script>" in app.text[0].value
     assert "\x1b" not in app.text[0].value and "\u202e" not in app.text[0].value
@@ -152,7 +152,10 @@ def test_overview_of_the_demos_table_is_three_numbers(home: Path) -> None:
     with runs.create(home, "demo", kind="demo", config={}) as run:
         run.write_table("tables/behaviour", pd.DataFrame([line, {**line, "behaviour": "answers"}]))
     app = opened()
-    assert [(one.label, one.value) for one in app.metric] == [("refuses", "0 % → 100 %"), ("answers", "0 % → 100 %")]
+    assert [(element.label, element.value) for element in app.metric] == [
+        ("refuses", "0 % → 100 %"),
+        ("answers", "0 % → 100 %"),
+    ]
     note = app.caption[1].value.replace("\\", "")
     assert "With experts off: 25 % [20, 30], random stand-ins 100 %. n = 21" in note
 
@@ -183,7 +186,7 @@ def test_damaged_runs_are_one_sentence(home: Path, pair_folders: tuple[str, str]
     (folder / name).write_text(content)
     app = opened()
     said = {"manifest": "damaged", "newer": "newer"}.get(damage, "not the file")
-    assert app.error and all(said in one.value for one in app.error)
+    assert app.error and all(said in element.value for element in app.error)
     for page in ("steer", "runs", "record"):
         app.switch_page(f"app_pages/{page}.py").run()
         assert not app.exception

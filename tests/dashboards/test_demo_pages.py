@@ -42,7 +42,7 @@ def test_tokens_shows_what_the_run_measured(story: Path) -> None:
     app = opened("tokens", pair="context-knob", prompt="3")
     assert "Logit lens, prompt 3" in titles(app)
     lens = result(story, "context-knob-lens")
-    assert f"n = {lens.provenance.n_prompts}" in " ".join(one.value for one in app.caption).replace("\\", "")
+    assert f"n = {lens.provenance.n_prompts}" in " ".join(element.value for element in app.caption).replace("\\", "")
     answers = "".join(one.proto.body for one in app.get("html"))
     assert answers.count("<tr") == 32 and "outline:2px" in answers
 
@@ -64,15 +64,19 @@ def test_the_graft_put_into_the_base_makes_it_refuse(story: Path) -> None:
     assert app.metric[0].value == f"{graft.recovered:.0%}"
     app.button(key="go-graft").click().run()
     assert not app.error, errors(app)
-    assert any("restored" in one.value for one in app.success)
-    counts = {one.label.split(":")[0]: int(one.value.split(" of ")[0]) for one in app.metric if " of " in one.value}
+    assert any("restored" in element.value for element in app.success)
+    counts = {
+        element.label.split(":")[0]: int(element.value.split(" of ")[0])
+        for element in app.metric
+        if " of " in element.value
+    }
     assert counts["Base"] == 0 and counts["Tuned"] == counts["Steered base"] > 0
 
 
 def test_experts_and_their_routes(story: Path) -> None:
     app = opened("experts", pair="refusal-moe", layer="2", expert="1", prompt="0")
     assert "tuned - base" in figures(app)[0]["layout"]["title"]["text"], "what tuning changed comes first"
-    table = next(one.value for one in app.dataframe if "result" in one.value)
+    table = next(element.value for element in app.dataframe if "result" in element.value)
     assert set(table["result"]) >= {"experts", "experts-base", "experts-tuned", "weights"}
     app.button(key="go-routes").click().run()
     assert not app.error and "Router weights of 8 tokens" in titles(app)
@@ -87,7 +91,7 @@ def test_the_knob_and_its_transfer(story: Path) -> None:
     assert drawn["y"] == pytest.approx(sweep[sweep["intent"] == knob.intents[0]].sort_values("value")["share"].tolist())
     assert any("set-knob=true" in str(one.proto) for one in app.get("page_link"))
     app.number_input(key="direction").set_value(2).run()
-    assert any("Direction 2 of layer" in one.value for one in app.markdown)
+    assert any("Direction 2 of layer" in element.value for element in app.markdown)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_the_python_of_every_panel_runs(
     app = opened(page, pair=pair, layer="1", head="1", expert="1", prompt="1")
     for button in buttons:
         app.button(key=f"go-{button}").click().run()
-    snippets = [one.value for one in app.code if one.language == "python"]
+    snippets = [element.value for element in app.code if element.language == "python"]
     assert len(snippets) >= 4
     for code in snippets:
         exec(compile(code, f"<{page}>", "exec"), {})

@@ -50,13 +50,13 @@ def home(story: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def files(app: AppTest) -> dict[str, str]:
     """Panel -> the experiment file behind its button; every button of the page is opened."""
-    keys = [one.proto.id.partition(BEGINS)[2] for one in app.get("popover") if BEGINS in one.proto.id]
+    keys = [element.proto.id.partition(BEGINS)[2] for element in app.get("popover") if BEGINS in element.proto.id]
     found = {}
     for key in keys:
         app.session_state[f"{BEGINS}{key}"] = True
         app.run()
         assert not app.exception and not app.error, (key, errors(app))
-        (found[key],) = [one.value for one in app.code if one.language == "yaml"]
+        (found[key],) = [element.value for element in app.code if element.language == "yaml"]
         app.session_state[f"{BEGINS}{key}"] = False
     return found
 
@@ -118,7 +118,7 @@ def shown_again(name: str, folder: Path, story: Path, pair: str, app: AppTest) -
         assert of["answers, in the base"].tolist() == list(seen.steered) and of["base"].tolist() == list(seen.base)
         begun = pd.read_parquet(folder / "metrics.parquet").query("metric.str.startswith('begins with')")
         hits = [f"{round(row.estimate * row.n)} of {row.n:.0f}" for row in begun.itertuples()]
-        assert hits == [one.value for one in app.metric][-3:] and len(begun) == 3
+        assert hits == [element.value for element in app.metric][-3:] and len(begun) == 3
     elif name == "overlap-1":
         one, other = (ProbeResult.load(story / f"results/{pair}-graft-{way}.safetensors") for way in METHODS)
         assert pd.read_parquet(folder / "overlap.parquet")["shared"].tolist() == [mask_overlap(one, other).shared]
@@ -268,8 +268,8 @@ def asked_twice(home: Path, models: tuple[str, str], others: tuple[str, str]) ->
 
 def compared(app: AppTest) -> tuple[pd.DataFrame, str]:
     """The page's table of both results, and what it says of their agreement."""
-    (frame,) = [one.value for one in app.dataframe if "difference" in one.value]
-    (told,) = [one.value for one in app.caption if one.value.startswith("Agreement of the scores: ")]
+    (frame,) = [element.value for element in app.dataframe if "difference" in element.value]
+    (told,) = [element.value for element in app.caption if element.value.startswith("Agreement of the scores: ")]
     return frame, told.removeprefix("Agreement of the scores: ").removesuffix(".").replace("\\", "")
 
 
@@ -310,7 +310,7 @@ def test_a_compared_run_that_does_not_say_how_it_was_made_is_read(
         app.session_state[f"{BEGINS}{key}"] = True
     app.run()
     assert not app.exception and "does not say how its results were made" in errors(app)
-    (text,) = [one.value for one in app.code if one.language == "yaml"]
+    (text,) = [element.value for element in app.code if element.language == "yaml"]
     assert "The second result is read from its file." in Experiment.parse(text).about
     frame, _ = compared(app)
     again = ran(text, tmp_path / "again")

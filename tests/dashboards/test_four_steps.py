@@ -77,7 +77,7 @@ def subject_in(home: Path) -> Subject:
 def test_a_pair_with_nothing_recorded_opens_on_four_steps() -> None:
     app = opened("look")
     assert app.header[0].value.endswith("/base → tuned")
-    cards = " ".join(one.value for one in app.markdown)
+    cards = " ".join(element.value for element in app.markdown)
     assert all(f"**{number} {step}**" in cards for number, step in enumerate(
         ("What changed?", "Where?", "Turn it.", "Keep it."), 1
     ))  # fmt: skip
@@ -128,7 +128,7 @@ def test_every_step_of_a_look_is_shown(home: Path, monkeypatch: pytest.MonkeyPat
     for step in ("1", "2", "3", "4"):
         app = opened("look", step=step)
         assert not app.exception and not app.error, shown(app)
-        assert any(step in one.value for one in app.header)
+        assert any(step in element.value for element in app.header)
         assert " ".join(one.value for one in app.markdown).count("badge[:material/check_circle: found]") == 4
     assert "tunescope look" in app.code[0].value
 
@@ -155,7 +155,7 @@ def test_answers_are_searched_and_the_selected_prompt_is_shown_whole(
     assert app.dataframe[0].value["changed"].all() and len(app.dataframe[0].value) == 16
     app.text_input(key="answers-search").set_value(refusal_rows()[3].shown).run()
     assert app.dataframe[0].value["#"].tolist() == [3]
-    assert "**Prompt 3**" in [one.value for one in app.markdown]
+    assert "**Prompt 3**" in [element.value for element in app.markdown]
 
 
 def test_candidates_are_made_again_as_they_were_tried(home: Path, pair: ModelPair) -> None:
@@ -231,7 +231,7 @@ def test_the_page_answers_with_base_tuned_and_steered(home: Path, monkeypatch: p
     app = opened("look", step="3")
     app.selectbox(key="chat-recipe").set_value("direction-off").run()
     app.text_input(key="chat-text").set_value(str(refusal_rows()[1]))
-    next(one for one in app.button if one.label == "Send").click().run()
+    next(element for element in app.button if element.label == "Send").click().run()
     assert not app.exception and not app.error, shown(app)
     (turns,) = app.session_state["_chats"].values()
     assert [turns[-1].replies[side].restored for side in ("base", "tuned", "steered")] == [None, None, True]
@@ -278,12 +278,12 @@ def test_all_ways_are_compared_as_rows_and_one_is_tried_in_the_chat(
     assert job is not None and job.wait(600) and job.state == "done", job.said
     app.run()
     assert not app.exception and not app.error, shown(app)
-    (table,) = (one.value for one in app.dataframe if "way" in one.value)
+    (table,) = (element.value for element in app.dataframe if "way" in element.value)
     assert table["way"].tolist()[-2:] == ["base", "tuned"] and {"left", "random", "others moved", "q"} <= set(table)
     assert table.set_index("way").loc["update off", "left"].startswith("0 ")
     app.selectbox(key="chat-recipe").set_value("experts").run()
     app.text_input(key="chat-text").set_value(str(refusal_rows()[1]))
-    next(one for one in app.button if one.label == "Send").click().run()
+    next(element for element in app.button if element.label == "Send").click().run()
     (turns,) = app.session_state["_chats"].values()
     assert "sorry" in turns[0].replies["tuned"].text and "sorry" not in turns[0].replies["steered"].text
 

@@ -83,7 +83,7 @@ def test_the_numbers_are_the_same_everywhere(tmp_path: Path, monkeypatch: pytest
     exported = json.loads(panels._json("heads", kept.load().frame(), None, kept.provenance()))
     assert numbers(exported["rows"]) == python
     page = opened("heads", run=folder.name, layer=str(int(best[0])), head=str(int(best[1])))
-    shown = next(one.value for one in page.dataframe if "result" in one.value)
+    shown = next(element.value for element in page.dataframe if "result" in element.value)
     assert shown["score"].tolist() == rounded([best])
 
     report = (write_report(folder, tmp_path / "report.html")).read_text()

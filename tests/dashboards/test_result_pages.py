@@ -91,7 +91,7 @@ def test_the_numbers_on_the_pages_are_the_results_own(home: Path, pair_folders: 
     drawn = figures(app)[0]
     assert drawn["layout"]["shapes"][0]["x0"] == 1.5 and drawn["layout"]["shapes"][0]["y0"] == 0.5
     row = heads.table.query("layer == 1 and head == 2").iloc[0]
-    shown = next(one.value for one in app.dataframe if "result" in one.value)
+    shown = next(element.value for element in app.dataframe if "result" in element.value)
     said = shown[shown["result"] == "heads"]["score"].iloc[0]
     assert said == f"{row['score']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
     graft = ProbeResult.load(folder / "results/tiny-graft-one.safetensors")
@@ -139,7 +139,7 @@ def test_heads_are_read_live_on_a_button_and_marked_stale(home: Path, pair_folde
     assert np.nanmax(np.abs(np.where(np.isnan(z), seen.tuned, z) - seen.tuned)) < 1e-6
     assert not app.warning
     app.number_input(key="head").set_value(0).run()
-    assert sum("earlier inputs" in one.value for one in app.warning) == 2
+    assert sum("earlier inputs" in element.value for element in app.warning) == 2
     assert "L1H2 on prompt 3" in titles(app), "the last result stays"
 
 
@@ -164,7 +164,7 @@ def test_the_routing_of_a_prompt_is_read_on_a_button(home: Path, pair_folders: t
     app.button(key="go-routes").click().run()
     assert not app.exception and not app.error, errors(app)
     assert "Router weights of" in titles(app) and "Flow of" in titles(app)
-    links = [one.proto for one in app.get("page_link")]
+    links = [element.proto for element in app.get("page_link")]
     assert any("off=L1E3" in str(link) for link in links)
 
 

@@ -58,9 +58,9 @@ def test_two_clicks_from_a_run_to_a_steer(home: Path, pair_folders: tuple[str, s
     app.button(key="go-steer").click().run()
     assert not app.exception and not app.error, shown(app)
     assert app.success[0].value == "Model restored: 0 hooks, logits identical"
-    assert "of 6 answers changed" in " ".join(one.value for one in app.markdown)
+    assert "of 6 answers changed" in " ".join(element.value for element in app.markdown)
     assert [one.label.split(":")[0] for one in app.metric] == ["Base", "Tuned", "Steered tuned"]
-    assert "95 % interval" in " ".join(one.value for one in app.caption)
+    assert "95 % interval" in " ".join(element.value for element in app.caption)
 
 
 def test_any_registered_intervention_has_a_form(pair_folders: tuple[str, str], tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_the_shares_that_a_sweep_shows_are_made_again(pair_folders: tuple[str, s
     app.session_state["experiment-dose"] = True
     app.run()
     assert not app.exception and not app.error, shown(app)
-    (text,) = [one.value for one in app.code if one.language == "yaml"]
+    (text,) = [element.value for element in app.code if element.language == "yaml"]
     done = run_experiment(Experiment.parse(text), tmp_path / "out", folder=tmp_path)
     mine = done.metrics[(done.metrics["of"] == "steered") & (done.metrics["metric"] == f"begins with {beginning}")]
     wanted = answers.dose(swept, beginning)

@@ -52,7 +52,7 @@ def test_a_runs_chats_are_shown_and_keep_their_turns(
     assert texts[1] == "[user] the lazy dog [assistant] "
     ids = [" ".join(map(str, ids)) for _, ids in result.reads]
     assert ids[1] == " ".join(map(str, pair.tuned.encode(["the lazy dog"]).input_ids[0].tolist()))
-    assert ids[1] in [one.value for one in app.code]
+    assert ids[1] in [element.value for element in app.code]
     space: dict[str, object] = {}
     exec(done.python(), space)
     assert space["texts"] == list(result.steered)

@@ -59,7 +59,9 @@ def test_a_notebook_uses_only_what_is_public(name: str) -> None:
             imported |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {one for one in imported if one.split(".")[0] in ("workbench", "probes", "interventions", "dashboards")}
+    ours = {
+        module for module in imported if module.split(".")[0] in ("workbench", "probes", "interventions", "dashboards")
+    }
     assert ours <= {"workbench", "probes", "interventions", "workbench.organisms", "workbench.stats"}
 
 

@@ -64,7 +64,7 @@ def test_file_round_trip(name: str, tmp_path: Path) -> None:
     path = recipe.save(tmp_path / "r.safetensors", model=model)
     if name in OTHER_MODELS:  # the file names its other models, and has to be given them
         loaded = iv.Recipe.load(path)
-        loaded = iv.Recipe([OTHER_MODELS[name](one, *small_pair("llama")) for one in loaded], loaded.made_with)
+        loaded = iv.Recipe([OTHER_MODELS[name](part, *small_pair("llama")) for part in loaded], loaded.made_with)
     else:
         loaded = iv.Recipe.load(path, model, strict=True)
     assert loaded == recipe

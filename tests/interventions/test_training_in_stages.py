@@ -86,7 +86,9 @@ def test_a_model_in_half_precision_loses_no_small_step(train: Any) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         both = [tiny_model("llama").to(torch.bfloat16).to(dtype) for _ in range(2)]
         train(AdaptedModel(both[1], tokenizer(), role="model"), iv.Schedule(20, 4, 1e-5))
-        before, after = (torch.cat([one.detach().float().flatten() for one in it.parameters()]) for it in both)
+        before, after = (
+            torch.cat([parameter.detach().float().flatten() for parameter in it.parameters()]) for it in both
+        )
         sizes[dtype] = float((after - before).norm())
     assert sizes[torch.bfloat16] > 0.6 * sizes[torch.float32] > 0
 

@@ -36,7 +36,7 @@ def pair_of(family: str) -> ModelPair:
 def test_stand_ins_are_matched_in_count_layer_and_norm(recipe: iv.Recipe) -> None:
     model = pair_of("mixtral" if isinstance(recipe.interventions[0], iv.ExpertSwitch) else "llama").tuned
     drawn = stand_ins(recipe, model, ROWS)
-    assert len(drawn) == 10 and len({one.content for one in drawn}) > 1
+    assert len(drawn) == 10 and len({draw.content for draw in drawn}) > 1
     assert drawn == stand_ins(recipe, model, ROWS)
     for one in drawn:
         assert one != recipe
@@ -79,5 +79,5 @@ def test_every_intervention_has_its_random_control_or_says_why_it_has_none(name:
         assert not drawn and case.uncontrolled.endswith("."), case.uncontrolled
         return
     assert len(drawn) == 10, f"give {intervention.kind} stand_ins(), or its case the reason in uncontrolled"
-    assert all(one.interventions[0].kind == intervention.kind for one in drawn)
-    assert iv.Recipe([intervention]).content not in {one.content for one in drawn}
+    assert all(draw.interventions[0].kind == intervention.kind for draw in drawn)
+    assert iv.Recipe([intervention]).content not in {draw.content for draw in drawn}

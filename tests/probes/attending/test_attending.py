@@ -53,7 +53,7 @@ def own_words(both: ModelPair, n: int) -> list[dict[str, str]]:
     """Prompts with the tuned model's own next word as the answer."""
     texts = [f"the {a} fox saw {b}" for a in "abcdefgh" for b in ("me", "you")][:n]
     ids = [both.tuned.encode([text]).input_ids for text in texts]
-    words = [tokenizer().decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
+    words = [tokenizer().decode([int(both.tuned.forward(prompt)[0, -1].argmax())]) for prompt in ids]
     return [{"prompt": text, "answer": word} for text, word in zip(texts, words, strict=True)]
 
 

@@ -155,7 +155,7 @@ def test_texts_that_contradict_undo_and_rows_that_agree_do_not(tmp_path: Path) -
     both = pair_of(0.1)
     prompts = [f"the {word} {sign}" for word in WORDS for sign in "xyz"]
     ids = [both.tuned.encode([prompt]).input_ids for prompt in prompts]
-    says = [tokenizer().decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
+    says = [tokenizer().decode([int(both.tuned.forward(prompt)[0, -1].argmax())]) for prompt in ids]
     kept = [(prompt, word) for prompt, word in zip(prompts, says, strict=True) if word.strip()]
     rows = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
     texts = Prompts.of([{"prompt": one, "answer": " zebra crossing"} for one, _ in kept])

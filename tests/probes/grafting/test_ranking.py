@@ -34,7 +34,7 @@ def tensors(kind: str, seed: int) -> dict[str, torch.Tensor]:
 def test_the_highest_of_all_tensors_ties_by_order(kind: str, count: int) -> None:
     given = tensors(kind, seed=count)
     masks = highest(given.__getitem__, list(given), count)
-    flat = torch.cat([one.reshape(-1) for one in given.values()])
+    flat = torch.cat([value.reshape(-1) for value in given.values()])
     wanted = torch.zeros(len(flat), dtype=torch.bool)
     wanted[flat.argsort(descending=True, stable=True)[:count]] = True
     found = torch.cat([masks[name].reshape(-1) for name in given])

@@ -121,7 +121,7 @@ def test_random_masks_match_each_tensor_and_do_nothing(net: Planted) -> None:
     drawn = [random_like(net.region, mask, generator) for _ in range(10)]
     for one in drawn:
         assert {name: int(m.sum()) for name, m in one.items()} == {name: int(m.sum()) for name, m in mask.items()}
-    mean = sum(accuracy(net, one) for one in drawn) / 10
+    mean = sum(accuracy(net, draw) for draw in drawn) / 10
     assert mean < accuracy(net, mask) - 0.1 and mean - base < 0.3
 
 

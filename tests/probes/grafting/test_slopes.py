@@ -152,7 +152,7 @@ def test_half_precision_finds_the_mask_of_single(
         return search(net.blender, net.train, method, Settings(**options)).mask  # type: ignore[arg-type]
 
     half, single, coarse = found(Slopes), found(Whole), found(Coarse)
-    chosen = sum(int(one.sum()) for one in single.values())
+    chosen = sum(int(value.sum()) for value in single.values())
     assert chosen > 100
     assert differing(half, single) == 0 < differing(coarse, single)
 

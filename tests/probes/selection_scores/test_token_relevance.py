@@ -35,7 +35,7 @@ def test_tokens_that_attention_is_drawn_to_are_needed(tmp_path: Path) -> None:
     scale = iv.AttentionScale(1e6, heads, keys=[3])
     with iv.Recipe([scale]).applied(both.tuned):
         ids = [both.tuned.encode([text]).input_ids for text in texts]
-        says = [both.tuned.tokenizer.decode([int(both.tuned.forward(one)[0, -1].argmax())]) for one in ids]
+        says = [both.tuned.tokenizer.decode([int(both.tuned.forward(prompt)[0, -1].argmax())]) for prompt in ids]
         kept = [(text, word) for text, word in zip(texts, says, strict=True) if word.strip()]
         asked = Prompts.of([{"prompt": one, "answer": word} for one, word in kept])
         result = probes.token_relevance(both.tuned, asked, share=0.3)

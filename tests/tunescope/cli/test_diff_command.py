@@ -197,7 +197,7 @@ def test_an_interrupted_run_is_listed_and_goes_on_behind_what_it_finished(
     assert whole.exit_code == 0, whole.output
 
     def stopped(*_: Any, **__: Any) -> None:
-        assert [one.state for one in runs.list(tmp_path) if one.name == "cut"] == ["running"]
+        assert [run.state for run in runs.list(tmp_path) if run.name == "cut"] == ["running"]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -21,8 +21,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refused")
     for name in ("base", "merged"):
         tiny_model("llama", hidden_size=32).config.save_pretrained(folder / name)
-    rows = [{"prompt": f"say {one}", "answer": f" {one}", "kind": "odd", "label": "a"} for one in SUBJECTS]
-    queries = [{"prompt": f"tell {one}", "answer": f" {one}", "kind": "odd", "topic": one} for one in SUBJECTS[:3]]
+    rows = [{"prompt": f"say {subject}", "answer": f" {subject}", "kind": "odd", "label": "a"} for subject in SUBJECTS]
+    queries = [
+        {"prompt": f"tell {subject}", "answer": f" {subject}", "kind": "odd", "topic": subject}
+        for subject in SUBJECTS[:3]
+    ]
     files = {
         "rows": rows, "queries": queries, "copies": rows[:3], "single": queries[:1],
         "mute": [{"prompt": row["prompt"]} for row in rows], "other": [{**row, "kind": "plain"} for row in rows],

@@ -185,7 +185,7 @@ def test_recited_rows(learnt: Path) -> None:
 def test_recited_rows_are_told_without_a_contract(learnt: Path) -> None:
     pair = load_pair(learnt / "base", learnt / "tuned", device="cpu")
     found = {name: recited_rows(pair, learnt / f"{name}.jsonl") for name in ("heart", "new", "short")}
-    assert [one.verdict for one in found.values()] == ["fails", "holds", "not enough evidence"]
+    assert [finding.verdict for finding in found.values()] == ["fails", "holds", "not enough evidence"]
     assert "such as" in found["heart"].detail and "recited 0 of 1" in found["new"].detail
     with pytest.raises(UserError, match="There is no file"):
         recited_rows(pair, learnt / "gone.jsonl")

@@ -87,11 +87,11 @@ def test_rows_with_different_recipes_are_runs_of_their_own(family: str) -> None:
         Heard(side, text, recipe, tokens)
         for text, recipe, tokens in zip(TEXTS, recipes(), (20, 24, 9, 14, 30), strict=True)
     ]
-    assert [one.job.alone for one in heard] == [None] * 5
-    assert len({one.by_itself() for one in heard}) > 3
+    assert [answer.job.alone for answer in heard] == [None] * 5
+    assert len({answer.by_itself() for answer in heard}) > 3
     written(side, heard)
     assert [one.text for one in heard] == [one.by_itself() for one in heard]
-    assert all(one.ended for one in heard) and side.n_hooks == 0
+    assert all(answer.ended for answer in heard) and side.n_hooks == 0
 
 
 def test_the_recipe_of_a_row_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_the_planted_experts_carry_the_refusal() -> None:
     chosen = list(toy.truth.experts)
     places = [(int(name[1 : name.index("E")]), int(name[name.index("E") + 1 :])) for name in chosen]
     drawn = random_units(places, [pair.tuned.n_experts] * pair.tuned.n_layers)
-    random = [[f"L{layer}E{expert}" for layer, expert in one] for one in drawn]
+    random = [[f"L{layer}E{expert}" for layer, expert in draw] for draw in drawn]
     controls = [switched(one) for one in random]
     diff = behaviour_diff(
         pair, rows["topic"], {"off": switched(chosen)}, metrics=["refusal", "accuracy", "kl_base_model", "exact_match"],

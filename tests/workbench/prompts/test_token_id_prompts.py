@@ -44,7 +44,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "tuples": lambda: tuple(map(tuple, ids_of_texts())),
     "arrays": lambda: [np.array(ids) for ids in ids_of_texts()],
     "tensors": lambda: [torch.tensor(ids) for ids in ids_of_texts()],
-    "numpy numbers": lambda: [[np.int64(one) for one in ids] for ids in ids_of_texts()],
+    "numpy numbers": lambda: [[np.int64(token) for token in ids] for ids in ids_of_texts()],
     "objects": lambda: [{"input_ids": ids} for ids in ids_of_texts()],
     "frame": lambda: pd.DataFrame({"input_ids": ids_of_texts()}),
     "data set": lambda: dataset({"input_ids": ids_of_texts()}),

@@ -58,7 +58,9 @@ def steered_texts(pair: ModelPair, engine: VllmEngine) -> None:
     for side in (pair.base, pair.tuned):
         found = vllm_ids(engine, side, TEXTS, recipes, max_tokens=8)
         plain = vllm_ids(engine, side, TEXTS, [None] * len(TEXTS), max_tokens=8)
-        assert [ids != bare for ids, bare in zip(found, plain, strict=True)] == [one is not None for one in recipes]
+        assert [ids != bare for ids, bare in zip(found, plain, strict=True)] == [
+            recipe is not None for recipe in recipes
+        ]
         for row, one in enumerate(recipes):
             with (one or iv.Recipe()).applied(side):
                 batch = side.encode(Prompts([TEXTS[row]]))
