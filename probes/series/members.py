@@ -53,7 +53,7 @@ def members_of(
         listed = [] if series is None else [member.source for member in series.members]
         names = [] if series is None else series.names
         last = [] if final is None else [final]
-        final_name = "tuned" if "tuned" not in names else "tuned, the final model"
+        final_name = "tuned" if "tuned" not in names else "tuned (the final model)"
         values = [math.nan] * (len(listed) + len(last)) if scores is None else list(scores)
         members = Members(
             below, [*listed, *last], [*names, *([final_name] if last else [])], values,

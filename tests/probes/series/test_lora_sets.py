@@ -117,7 +117,7 @@ def test_a_checkpoint_that_lies_in_a_folder_called_tuned_is_a_member_of_its_own(
 
     other = copytree(lora(1), tmp_path / "tuned")
     table = probes.lora_chain(tiny_model("llama"), lora(0), checkpoints=[str(other)]).table
-    assert table["module"].tolist() == ["tuned", "tuned, the final model"]
+    assert table["module"].tolist() == ["tuned", "tuned (the final model)"]
     assert probes.factor_averages(tiny_model("llama"), lora(0), checkpoints=[str(other)]).table["score"].min() > 0.3
 
 
