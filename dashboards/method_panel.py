@@ -26,7 +26,7 @@ def show_result(stored: StoredResult, folder: Path, place: str) -> None:
     st.markdown(f"**{panels.words(result.title)}**: {panels.words(result.summary())}")
     control = getattr(result, "control", "")
     if control:
-        st.caption(panels.words(f"Control: {control}. {caution_of(result.provenance)}"))
+        st.caption(panels.words(f"Control: {control}. {caution_of(result.provenance)}".strip()))
     made, name = stored.provenance(), f"{place}-{stored.sha256[:8]}"
     frame = result.frame()
     if hasattr(result, "figure"):

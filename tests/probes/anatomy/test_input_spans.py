@@ -59,9 +59,10 @@ def test_a_start_in_the_inputs_leading_directions_reads_the_most_there_is(family
         path = name.removeprefix("base_model.model.").split(".lora_A")[0]
         return leading(plain, TEXTS, path, parameter.shape[0])
 
-    table = probes.input_spans(with_lora(family, [target], {}, fill), TEXTS, draws=5).table
+    table = probes.input_spans(with_lora(family, [target], {}, fill), TEXTS, draws=200).table
     assert (table["best"] - table["score"]).abs().max() < 0.05 and (table["rank"] == 2).all()
     assert (table["score"] > table["control"] + 0.2).all() and len(table) == (3 if family == "llama" else 6)
+    assert (table["q"] < 0.05).all()
 
 
 def test_ranks_are_read_from_the_numbers_and_random_spans_read_what_chance_does(tmp_path: Path) -> None:
@@ -73,6 +74,11 @@ def test_ranks_are_read_from_the_numbers_and_random_spans_read_what_chance_does(
     assert (table["largest"] > table["smallest"]).all() and (table["rank90"] <= table["rank"]).all()
     again = ProbeResult.load(result.save(tmp_path / "i"))
     assert again.frame().equals(result.frame()) and result.figure().data and "ranks 1 to 6" in result.summary()
+
+
+def test_a_random_span_that_suits_all_prompts_is_no_finding() -> None:
+    result = probes.input_spans(with_lora("llama", ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj"], {}), rows())
+    assert len(result.table) == 15 and (result.table["q"] > 0.05).all() and "at q < 0.05 in 0" in result.summary()
 
 
 def test_shares_by_hand_and_nothing_where_nothing_moved() -> None:

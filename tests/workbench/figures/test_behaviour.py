@@ -45,6 +45,14 @@ def test_dose_has_a_band_for_each_line(control: bool, side: bool, traces: int) -
     assert band.y == pytest.approx((0.7, 0.7, 0.7, 0.4, 0.4, 0.4)) and band.fill == "toself"
 
 
+def test_long_titles_of_the_two_axes_are_broken_into_lines() -> None:
+    metric = "share of texts that begin with 'Nine stars out of'"
+    figure = dose_figure(dose_table(control=False, side=True), metric=metric, side="perplexity of the others")
+    lines = [figure.layout[axis].title.text.split("<br>") for axis in ("yaxis", "yaxis2")]
+    assert " ".join(lines[0]) == metric and max(map(len, lines[0])) <= 34 and len(lines[0]) > 1
+    assert max(map(len, lines[1])) <= 24
+
+
 def test_scope_bars_inside_the_control_are_pale() -> None:
     shared = {"recipe": "r", "control": 0.1, "control_low": 0.0, "control_high": 0.2}
     rows = [
